@@ -1,0 +1,188 @@
+/** What the benches share: processes on chosen cores, a store of their own, medians, and a table of ratios. */
+import { type ChildProcess, execFileSync, spawn } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
+import net from "node:net"
+import { tmpdir } from "node:os"
+import path from "node:path"
+import type { LoadOptions, LoadResult } from "./load.ts"
+
+export const root = path.resolve(import.meta.dirname, "..")
+export const cli = path.join(root, "dist/cli/main.js")
+
+/** The server's core and the load's core. On a machine with one core both are the same, and the table says so. */
+export const SERVER_CORE = 0
+export const LOAD_CORE = 1
+
+const cleanups: (() => void)[] = []
+process.on("exit", () => {
+  for (const cleanup of cleanups.reverse()) cleanup()
+})
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130))
+
+/** A folder that goes when the bench ends. */
+export function scratch(): string {
+  const folder = mkdtempSync(path.join(tmpdir(), "bentoctl-bench-"))
+  cleanups.push(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/** Runs the command line to its end; its stdout. */
+export function bentoctl(args: readonly string[], env: Readonly<Record<string, string>> = {}): string {
+  return execFileSync(process.execPath, [cli, ...args], { encoding: "utf8", env: { ...process.env, ...env } })
+}
+
+export interface Started {
+  readonly process: ChildProcess
+  readonly port: number
+  /** Milliseconds from exec to the first 200 of the probed path. */
+  readonly readyMs: number
+  stop(): Promise<void>
+}
+
+/** Starts a server on one core and waits until `probe` answers 200. `{port}` in the arguments is filled in. */
+export async function startServer(
+  command: readonly string[],
+  options: {
+    env?: Readonly<Record<string, string>>
+    probe?: string
+    cores?: string
+    timeoutMs?: number
+  } = {},
+): Promise<Started> {
+  const port = await freePort()
+  const args = command.map((argument) => argument.replaceAll("{port}", String(port)))
+  const startedMs = performance.now()
+  const child = spawn("taskset", ["-c", options.cores ?? String(SERVER_CORE), ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ORT_DISABLE_TELEMETRY: "1", ...options.env, PORT: String(port) },
+  })
+  let output = ""
+  child.stdout.on("data", (chunk: Buffer) => (output = (output + chunk.toString()).slice(-4000)))
+  child.stderr.on("data", (chunk: Buffer) => (output = (output + chunk.toString()).slice(-4000)))
+  const kill = (): void => void child.kill("SIGKILL")
+  cleanups.push(kill)
+  const deadlineMs = startedMs + (options.timeoutMs ?? 30_000)
+  while (!(await answers200(port, options.probe ?? "/readyz"))) {
+    if (child.exitCode !== null) throw new Error(`${args.join(" ")} ended with ${child.exitCode}:\n${output}`)
+    if (performance.now() > deadlineMs) throw new Error(`${args.join(" ")} is not ready:\n${output}`)
+    await sleep(2)
+  }
+  const readyMs = performance.now() - startedMs
+  return {
+    process: child,
+    port,
+    readyMs,
+    stop: () =>
+      new Promise((resolve) => {
+        child.once("exit", () => resolve())
+        child.kill("SIGTERM")
+        setTimeout(kill, 5000).unref()
+      }),
+  }
+}
+
+/** `bentoctl/runtime`'s server for one model folder without code, or a service, as `bentoctl serve` starts it. */
+export function serveCommand(spec: object): readonly string[] {
+  return [
+    process.execPath,
+    path.join(root, "dist/image/serve.js"),
+    "--spec",
+    JSON.stringify(spec),
+    "--port",
+    "{port}",
+  ]
+}
+
+/** The load generator in a process of its own on the other core. */
+export function loadFrom(options: LoadOptions, core: number | string = LOAD_CORE): Promise<LoadResult> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(
+      "taskset",
+      ["-c", String(core), process.execPath, path.join(root, "bench/load.ts"), JSON.stringify(options)],
+      {
+        stdio: ["ignore", "pipe", "inherit"],
+      },
+    )
+    let output = ""
+    child.stdout.on("data", (chunk: Buffer) => (output += chunk.toString()))
+    child.on("close", (code) =>
+      code === 0 ? resolve(JSON.parse(output) as LoadResult) : reject(new Error(`load ended with ${code}`)),
+    )
+  })
+}
+
+/** An HTTP server that parses each JSON body and answers it again: what Node itself can do for such requests. */
+export function startEcho(): Promise<Started> {
+  const source = `
+    const http = require("node:http")
+    http.createServer((request, response) => {
+      if (request.method === "GET") return response.writeHead(200).end("\\n")
+      const chunks = []
+      request.on("data", (chunk) => chunks.push(chunk))
+      request.on("end", () => {
+        const body = JSON.stringify(JSON.parse(chunks.length === 1 ? chunks[0].toString() : Buffer.concat(chunks).toString()))
+        response.writeHead(200, { "content-type": "application/json", "content-length": Buffer.byteLength(body) }).end(body)
+      })
+    }).listen(Number(process.env.PORT), "127.0.0.1")`
+  return startServer([process.execPath, "-e", source])
+}
+
+/** Resident memory of a process in bytes. */
+export function residentBytes(pid: number): number {
+  const status = execFileSync("grep", ["VmRSS", `/proc/${pid}/status`], { encoding: "utf8" })
+  return Number(/(\d+) kB/.exec(status)?.[1]) * 1024
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  const middle = sorted[Math.floor(sorted.length / 2)]
+  if (middle === undefined) throw new Error("median of nothing")
+  return middle
+}
+
+export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+
+/** One line of a bench's result: what was measured, what it was measured against, and the ratio to the goal. */
+export interface Row {
+  readonly what: string
+  readonly measured: string
+  readonly against: string
+  readonly goal: string
+  readonly met: boolean
+}
+
+export function report(title: string, rows: readonly Row[]): void {
+  const cells = [
+    ["case", "measured", "against", "goal", ""],
+    ...rows.map((row) => [row.what, row.measured, row.against, row.goal, row.met ? "met" : "MISSED"]),
+  ]
+  const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...cells.map((line) => line[column]?.length ?? 0)))
+  process.stdout.write(`\n## ${title}\n\n`)
+  cells.forEach((line, index) => {
+    process.stdout.write(`| ${line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(" | ")} |\n`)
+    if (index === 0) process.stdout.write(`| ${widths.map((width) => "-".repeat(width)).join(" | ")} |\n`)
+  })
+}
+
+async function answers200(port: number, probe: string): Promise<boolean> {
+  try {
+    return (await fetch(`http://127.0.0.1:${port}${probe}`)).status === 200
+  } catch {
+    return false
+  }
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = net.createServer()
+    server.on("error", reject)
+    server.listen(0, "127.0.0.1", () => {
+      const address = server.address()
+      server.close(() =>
+        typeof address === "object" && address !== null
+          ? resolve(address.port)
+          : reject(new Error("no port")),
+      )
+    })
+  })
+}

@@ -1,0 +1,155 @@
+/** `bentoctl build`: from a project folder to a Bento in the store. */
+import path from "node:path"
+import { Option, UsageError } from "clipanion"
+import { formatTag } from "../store/tag.ts"
+import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
+import type { BuiltBento } from "../images/build.ts"
+import type { ImageEngine } from "../images/builder.ts"
+import type { Built } from "./image.ts"
+import { BUILDER_MEANING, BUILDERS } from "./report.ts"
+
+export class BuildCommand extends BaseCommand {
+  static override paths = [["build"]]
+  static help: CommandHelp = {
+    group: "Bentos",
+    summary: "Build a Bento from a project folder",
+    args: [["[CONTEXT]", "the folder with bentofile.yaml (default: .), or `service.ts:svc` of this folder"]],
+    details: [
+      "A Bento is the sources, the exact versions of the models, and a description of the APIs: all that an image is " +
+        "made of. The service is loaded in a process of its own to see its APIs.",
+    ],
+    examples: [
+      ["the project in this folder", "bentoctl build"],
+      ["the Bento and its image", "bentoctl build --containerize"],
+      ["the tag alone, for scripts", "bentoctl build -o tag"],
+      ["what would be built, without building it", "bentoctl build --dry-run"],
+    ],
+  }
+
+  contextArg: string | undefined = Option.String({ name: "CONTEXT", required: false })
+  file: string | undefined = Option.String("-f,--bentofile", {
+    description: "<FILE> bentofile to read (default: bentofile.yaml of the folder)",
+  })
+  bentoName: string | undefined = Option.String("--name", {
+    description: "<NAME> name of the Bento (default: that of the bentofile, or of the service)",
+  })
+  version: string | undefined = Option.String("--version", {
+    description: "<VERSION> version of the Bento (default: a new one, made as BentoML does)",
+  })
+  label: string[] = Option.Array("--label", [], {
+    description: "<KEY=VALUE> attach a label, over those of the bentofile; repeat for more",
+  })
+  dryRun: boolean = Option.Boolean("--dry-run", false, {
+    description: "check everything and print bento.yaml; write nothing",
+  })
+  containerize: boolean = Option.Boolean("--containerize", false, {
+    description: "build its image as well; see `bentoctl containerize`",
+  })
+  builder: string = Option.String("--builder", "auto", {
+    description: `<auto|assemble|dockerfile> with --containerize: ${BUILDER_MEANING}`,
+  })
+  output: string | undefined = Option.String("-o,--output", {
+    description: "<tag|json> print the result for programs instead of people",
+  })
+
+  async execute(): Promise<number> {
+    const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    const builder = oneOf("--builder", this.builder, BUILDERS)
+    if (this.dryRun && this.containerize) {
+      throw new UsageError("--dry-run and --containerize exclude each other")
+    }
+    const quiet = this.quiet || output !== "text"
+    const built = await this.#build()
+    const tag = formatTag(built.bento.tag)
+    if (!quiet) for (const note of built.notes) this.note(`note: ${note}`)
+    if (output === "text") {
+      if (this.dryRun) this.print(await dryRunText(built))
+      else this.say(`Successfully built Bento(tag="${tag}").${this.containerize ? "" : nextSteps(tag)}`)
+    }
+    const image = this.containerize ? await this.#makeImage(built, builder, quiet) : undefined
+    if (output === "tag") this.print(`__tag__:${tag}\n`)
+    if (output === "json") this.printJson(await resultJson(built, image, this.dryRun))
+    if (output === "text" && image !== undefined) {
+      const { imageText } = await import("./image.ts")
+      this.say(imageText(built.bento.tag, image))
+    }
+    return 0
+  }
+
+  #warm: Promise<ImageEngine> | undefined
+
+  async #build(): Promise<BuiltBento> {
+    const labels = parseLabels(this.label)
+    const { context } = this
+    const [{ buildBento }, { resolveContext }, { baseImageOf, warmUp }] = await Promise.all([
+      import("../images/build.ts"),
+      import("./target.ts"),
+      import("./image.ts"),
+    ])
+    return buildBento({
+      ...resolveContext(this.contextArg ?? ".", context.cwd),
+      bentofile: this.file === undefined ? undefined : path.resolve(context.cwd, this.file),
+      name: this.bentoName,
+      version: this.version,
+      labels,
+      home: context.home,
+      runtimeDir: context.runtimeDir,
+      nodePath: context.nodePath,
+      env: context.env,
+      now: context.now(),
+      random: context.random,
+      signal: context.signal,
+      stderr: context.stderr,
+      describeTimeoutMs: context.describeTimeoutMs,
+      baseImage: baseImageOf(context),
+      dryRun: this.dryRun,
+      meanwhile: () => {
+        if (this.containerize) this.#warm = warmUp(context)
+        this.#warm?.catch(() => {}) // told when it is used
+      },
+    })
+  }
+
+  async #makeImage(built: BuiltBento, builder: (typeof BUILDERS)[number], quiet: boolean): Promise<Built> {
+    const bento = built.bento.tag
+    const { makeImage } = await import("./image.ts")
+    if (!quiet)
+      this.afterword = `The Bento is in the store; to try again: bentoctl containerize ${formatTag(bento)}`
+    const request = { bento, built, builder, noCache: false, progress: undefined, quiet }
+    return makeImage(this.context, request, this.#warm)
+  }
+}
+
+function nextSteps(tag: string): string {
+  return `\n\nNext steps:\n  serve it here     bentoctl serve ${tag}\n  build its image   bentoctl containerize ${tag}`
+}
+
+/** What a Bento would hold, for people. */
+async function dryRunText({ bento, files, plan }: BuiltBento): Promise<string> {
+  const [{ formatBentoYaml }, { dockerfileOf }] = await Promise.all([
+    import("../store/bento.ts"),
+    import("../images/context.ts"),
+  ])
+  const section = (title: string, text: string): string =>
+    `${title}\n${text.trimEnd().replace(/^(?=.)/gm, "  ")}\n`
+  return [
+    `Bento(tag="${formatTag(bento.tag)}") would be built; nothing was written.\n`,
+    section("bento.yaml", formatBentoYaml(bento)),
+    section(`src/ (${files.length} ${files.length === 1 ? "file" : "files"})`, files.join("\n")),
+    section("Dockerfile", dockerfileOf(plan)),
+  ].join("\n")
+}
+
+/** What programs read: bento.yaml as JSON, and where it is. */
+async function resultJson(built: BuiltBento, image: Built | undefined, dryRun: boolean): Promise<unknown> {
+  const [{ formatBentoYaml }, { parseYaml }, { imageJson }] = await Promise.all([
+    import("../store/bento.ts"),
+    import("./yaml.ts"),
+    import("./image.ts"),
+  ])
+  const { dir, notes, files, plan } = built
+  const bento = parseYaml(formatBentoYaml(built.bento), "1.1")
+  const tag = formatTag(built.bento.tag)
+  if (dryRun) return { tag, dry_run: true, notes, files, bento, plan }
+  return { tag, path: dir, notes, bento, ...(image !== undefined && { image: imageJson(image) }) }
+}

@@ -1,0 +1,74 @@
+/** `bentoctl containerize`: from a Bento of the store to an image of the engine. */
+import { Option } from "clipanion"
+import { formatTag, parseTagRef } from "../store/tag.ts"
+import { BaseCommand, oneOf, type CommandHelp } from "./command.ts"
+import { BUILDER_MEANING, BUILDERS, PROGRESS } from "./report.ts"
+
+export class ContainerizeCommand extends BaseCommand {
+  static override paths = [["containerize"]]
+  static help: CommandHelp = {
+    group: "Images and serving",
+    summary: "Build the image of a Bento with a Docker Engine",
+    args: [["TAG", "the Bento: NAME, NAME:VERSION, or NAME:PREFIX where the prefix fits one version"]],
+    details: [
+      "The image holds the server, the sources and the models, and no Python; it runs as user 1034, listens on port " +
+        "3000, and needs no writable file system. It starts from docker.base_image of the bentofile, else from the image " +
+        "that BENTOCTL_BASE_IMAGE names, else from node:24-bookworm-slim. DOCKER_HOST chooses the engine.",
+      "Progress goes to stderr, the result to stdout.",
+    ],
+    examples: [
+      ["the newest version; the image is NAME:VERSION and NAME:latest", "bentoctl containerize iris"],
+      ["a name for a registry", "bentoctl containerize iris:latest -t registry.example.com/ml/iris:1.2"],
+      ["the Dockerfile alone; no engine is needed", "bentoctl containerize iris --print-dockerfile"],
+    ],
+  }
+
+  tag: string = Option.String({ name: "TAG" })
+  imageTag: string[] | undefined = Option.Array("-t,--image-tag", {
+    description: "<NAME:TAG> name of the image instead of NAME:VERSION and NAME:latest; repeat for more",
+  })
+  noCache: boolean = Option.Boolean("--no-cache", false, {
+    description: "make every layer anew; those that come out the same are not sent again",
+  })
+  builder: string = Option.String("--builder", "auto", {
+    description: `<auto|assemble|dockerfile> ${BUILDER_MEANING}`,
+  })
+  printDockerfile: boolean = Option.Boolean("--print-dockerfile", false, {
+    description: "print the Dockerfile and build nothing",
+  })
+  progress: string | undefined = Option.String("--progress", {
+    description:
+      "<auto|plain|json> live on a terminal and lines elsewhere (auto), lines, or one JSON event per line",
+  })
+  output: string | undefined = Option.String("-o,--output", {
+    description:
+      "<tag|json> print the result for programs instead of people; shows no progress unless asked to",
+  })
+
+  async execute(): Promise<number> {
+    const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
+    const builder = oneOf("--builder", this.builder, BUILDERS)
+    const { context } = this
+    const [{ imageJson, imageOptions, imageText, makeImage }, { openBentoStore }] = await Promise.all([
+      import("./image.ts"),
+      import("../store/store.ts"),
+    ])
+    const bento = await openBentoStore(context.home).resolve(parseTagRef(this.tag))
+    const asked = { bento, ...(this.imageTag !== undefined && { tags: this.imageTag }) }
+    if (this.printDockerfile) {
+      const [{ planContainer }, { dockerfileOf }] = await Promise.all([
+        import("../images/containerize.ts"),
+        import("../images/context.ts"),
+      ])
+      this.print(dockerfileOf(await planContainer(imageOptions(context, asked))))
+      return 0
+    }
+    const quiet = this.quiet || output !== "text"
+    const built = await makeImage(context, { ...asked, noCache: this.noCache, builder, progress, quiet })
+    if (output === "tag") this.print(`__tag__:${built.tags[0]}\n`)
+    else if (output === "json") this.printJson({ bento: formatTag(bento), ...imageJson(built) })
+    else this.say(imageText(bento, built))
+    return 0
+  }
+}

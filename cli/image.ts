@@ -1,0 +1,138 @@
+/** What `containerize` and `build --containerize` share: one image build, shown and summed up. */
+import type { BuildEvent, BuilderName, ImageEngine } from "../images/builder.ts"
+import type { StoredBento } from "../images/containerize.ts"
+import { formatTag, type Tag } from "../store/tag.ts"
+import type { Context } from "./context.ts"
+import { formatDuration, formatSize } from "./output.ts"
+import {
+  isLive,
+  jsonReporter,
+  liveReporter,
+  plainReporter,
+  silent,
+  stderrScreen,
+  type PROGRESS,
+  type Reporter,
+} from "./report.ts"
+
+export type Built = BuildEvent & { readonly type: "built" }
+
+export interface ImageRequest {
+  readonly bento: Tag
+  readonly tags?: readonly string[]
+  readonly noCache: boolean
+  readonly builder: BuilderName | "auto"
+  /** The Bento, if it was built just now and need not be read. */
+  readonly built?: StoredBento
+  /** Undefined: as the terminal has it, and nothing when the command is to be quiet. */
+  readonly progress: (typeof PROGRESS)[number] | undefined
+  readonly quiet: boolean
+}
+
+/** Builds the image of a Bento, shown. */
+export async function makeImage(
+  context: Context,
+  request: ImageRequest,
+  warm?: Promise<ImageEngine>,
+): Promise<Built> {
+  const { containerize } = await import("../images/containerize.ts")
+  const { builder, noCache, built } = request
+  const options = { ...imageOptions(context, request), builder, noCache, built }
+  return showBuild(context, request, (common) => containerize({ ...options, ...common }), warm)
+}
+
+/** Loads what an image build will need, and asks the engine what it is; for when there is nothing else to do. */
+export async function warmUp(context: Context): Promise<ImageEngine> {
+  const [{ createDockerBuilder }] = await Promise.all([
+    import("../images/docker.ts"),
+    import("../images/containerize.ts"),
+  ])
+  const engine = createDockerBuilder(context.env)
+  engine.ping(context.signal).catch(() => {}) // whoever needs the answer asks again
+  return engine
+}
+
+/** What every way to make an image is given. */
+export interface BuildEnvironment {
+  readonly engine: ImageEngine
+  readonly signal: AbortSignal
+  readonly clock: () => number
+}
+
+/** Shows the events of a build; the reporter has let go of the terminal before this returns or throws. */
+export async function showBuild(
+  context: Context,
+  request: Pick<ImageRequest, "progress" | "quiet">,
+  build: (environment: BuildEnvironment) => AsyncIterable<BuildEvent>,
+  warm: Promise<ImageEngine> = warmUp(context),
+): Promise<Built> {
+  const engine = await warm
+  const { signal } = context
+  const reporter = chooseReporter(context, request)
+  const letGo = (): void => reporter.close()
+  signal.addEventListener("abort", letGo, { once: true })
+  try {
+    let built: Built | undefined
+    for await (const event of build({ engine, signal, clock: () => context.now().getTime() })) {
+      signal.throwIfAborted()
+      reporter.event(event)
+      if (event.type === "built") built = event
+    }
+    signal.throwIfAborted()
+    if (built === undefined) throw new Error("the build ended without an image and without an error")
+    return built
+  } finally {
+    signal.removeEventListener("abort", letGo)
+    reporter.close()
+  }
+}
+
+/** What decides how the image will be, as far as the command line knows it. */
+export function imageOptions(
+  context: Context,
+  request: { readonly bento: Tag; readonly tags?: readonly string[] },
+) {
+  return {
+    bento: request.bento,
+    home: context.home,
+    runtimeDir: context.runtimeDir,
+    baseImage: baseImageOf(context),
+    tags: request.tags,
+    env: context.env,
+  }
+}
+
+/** What is used instead of the default base, where a bentofile names none. */
+export function baseImageOf(context: Context): string | undefined {
+  return context.env["BENTOCTL_BASE_IMAGE"] || undefined
+}
+
+function chooseReporter(context: Context, request: Pick<ImageRequest, "progress" | "quiet">): Reporter {
+  const screen = stderrScreen(context)
+  if (request.progress === "json") return jsonReporter(screen)
+  if (request.progress === undefined && request.quiet) return silent
+  return isLive(context) && request.progress !== "plain" ? liveReporter(screen) : plainReporter(screen)
+}
+
+/** What people read when it is done. */
+export function imageText(bento: Tag, built: Built): string {
+  const [first = ""] = built.tags
+  return [
+    `Successfully built the image of Bento(tag="${formatTag(bento)}").`,
+    ...built.tags.map((tag) => `  ${tag}`),
+    `  ${formatSize(built.sizeBytes)}, in ${formatDuration(built.durationMs)}`,
+    "",
+    `Run it:\n  docker run --rm -p 3000:3000 ${first}`,
+  ].join("\n")
+}
+
+/** What programs read. */
+export function imageJson(built: Built): Record<string, unknown> {
+  return {
+    image_id: built.imageId,
+    builder: built.builder,
+    tags: built.tags,
+    size_bytes: built.sizeBytes,
+    duration_ms: Math.round(built.durationMs),
+  }
+}

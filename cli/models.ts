@@ -1,0 +1,307 @@
+/** `bentoctl models …`: what happens between a trained model's file and the store. */
+import { existsSync } from "node:fs"
+import path from "node:path"
+import { Option } from "clipanion"
+import type { Bento } from "../store/bento.ts"
+import { BentoError } from "../store/errors.ts"
+import type { Store } from "../store/store.ts"
+import { formatTag, parseTagRef, type Tag } from "../store/tag.ts"
+import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
+import {
+  deleteItems,
+  describeItem,
+  formatRecords,
+  GET_OUTPUTS,
+  LIST_OUTPUTS,
+  listRecords,
+  type ListRecord,
+} from "./items.ts"
+import { formatSize, formatTime, type Column } from "./output.ts"
+import { PROGRESS } from "./report.ts"
+
+const GROUP = "Models"
+
+const COLUMNS: readonly Column<ListRecord>[] = [
+  { title: "Tag", cell: (row) => row["tag"] ?? "" },
+  { title: "Module", cell: (row) => row["module"] ?? "", dispensable: 3 },
+  { title: "Size", cell: (row) => row["size"] ?? "", dispensable: 1 },
+  { title: "Creation Time", cell: (row) => row["creation_time"] ?? "", dispensable: 2 },
+]
+
+export class ModelsImportCommand extends BaseCommand {
+  static override paths = [["models", "import"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "Put an ONNX model into the store",
+    args: [
+      ["PATH", "an .onnx file (its external data comes along), or a folder that BentoML saved a model in"],
+    ],
+    details: [
+      "The model is loaded in ONNX Runtime before it enters the store, so whatever is in the store can be served. " +
+        "Inputs and outputs are read from its graph. It is batchable if the first dimension of all of them is free; " +
+        "--signature says otherwise.",
+      "scikit-learn's exporter ends a graph in ZipMap, which makes a list of maps of an output. It is taken out: the " +
+        "output keeps its name and becomes a tensor, one column per class, and the class labels go into the metadata.",
+    ],
+    examples: [
+      ["import a model; the store gives it a version", "bentoctl models import iris.onnx --name iris"],
+      [
+        "say what it is, for those who list and deploy it",
+        "bentoctl models import iris.onnx --name iris --label stage=prod --metadata metrics.yaml",
+      ],
+      [
+        "a model whose batch axis is the second one",
+        `bentoctl models import rnn.onnx --name rnn --signature '{"run": {"batchable": true, "batch_dim": 1}}'`,
+      ],
+      ["the tag alone, for scripts", "bentoctl models import iris.onnx --name iris -o tag"],
+    ],
+  }
+
+  file: string = Option.String({ name: "PATH" })
+  modelName: string | undefined = Option.String("--name", {
+    description: "<NAME> name in the store; a BentoML folder brings its own",
+  })
+  version: string | undefined = Option.String("--version", {
+    description: "<VERSION> version in the store (default: a new one, made as BentoML does)",
+  })
+  label: string[] = Option.Array("--label", [], {
+    description: "<KEY=VALUE> attach a label; repeat for more",
+  })
+  metadata: string | undefined = Option.String("--metadata", {
+    description: "<FILE> YAML or JSON file with a map to keep beside the model",
+  })
+  signature: string | undefined = Option.String("--signature", {
+    description: "<JSON|FILE> how the model is called: batchable, batch_dim",
+  })
+  output: string | undefined = Option.String("-o,--output", {
+    description: "<tag|json> print the result for programs instead of people",
+  })
+
+  async execute(): Promise<number> {
+    const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    const labels = parseLabels(this.label)
+    const { context } = this
+    const [
+      { importModel },
+      { openModelStore },
+      { modelChecker },
+      { readMetadata, readSignatures },
+      { isLive, showWhile, stderrScreen },
+    ] = await Promise.all([
+      import("../store/import.ts"),
+      import("../store/store.ts"),
+      import("./runtime-child.ts"),
+      import("./arguments.ts"),
+      import("./report.ts"),
+    ])
+    const store = openModelStore(context.home)
+    const importing = importModel({
+      store,
+      path: path.resolve(context.cwd, this.file),
+      ...(this.modelName !== undefined && { name: this.modelName }),
+      ...(this.version !== undefined && { version: this.version }),
+      labels,
+      ...(this.metadata !== undefined && { metadata: await readMetadata(this.metadata, context.cwd) }),
+      ...(this.signature !== undefined && { signatures: await readSignatures(this.signature, context.cwd) }),
+      now: context.now(),
+      random: context.random,
+      check: modelChecker(context),
+      signal: context.signal,
+    })
+    const screen = isLive(context) && !this.quiet ? stderrScreen(context) : null
+    const { model, notes } = await showWhile(screen, `import ${this.file}`, importing)
+    const tag = formatTag(model.tag)
+    if (output === "text") for (const note of notes) this.note(`note: ${note}`)
+    if (output === "tag") this.print(`__tag__:${tag}\n`)
+    else if (output === "json") {
+      const written = JSON.parse(await describeItem(store, tag, "json")) as unknown
+      this.printJson({ tag, path: store.dir(model.tag), notes, model: written })
+    } else this.say(`Model(tag="${tag}") imported.`)
+    return 0
+  }
+}
+
+export class ModelsListCommand extends BaseCommand {
+  static override paths = [["models", "list"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "List the models of the store, newest first",
+    args: [["[NAME]", "only the versions of this model"]],
+    examples: [
+      ["all models", "bentoctl models list"],
+      ["the tags alone, for scripts", "bentoctl models list -o json | jq -r '.[].tag'"],
+    ],
+  }
+
+  name: string | undefined = Option.String({ name: "NAME", required: false })
+  output: string = Option.String("-o,--output", "table", {
+    description: "<table|json|yaml> form of the list",
+  })
+
+  async execute(): Promise<number> {
+    const output = oneOf("--output", this.output, LIST_OUTPUTS)
+    const { openModelStore } = await import("../store/store.ts")
+    const store = openModelStore(this.context.home)
+    const records = await listRecords(
+      store,
+      this.name,
+      async ({ tag, info }) => ({
+        tag: formatTag(tag),
+        module: info.module,
+        size: formatSize(await store.size(tag)),
+        creation_time: formatTime(info.creationTime),
+      }),
+      (text) => this.warn(text),
+    )
+    this.print(await formatRecords(records, COLUMNS, output, this.context))
+    if (records.length === 0 && output === "table" && this.context.terminal.stdout) {
+      this.note(`No models in ${store.root} yet; \`bentoctl models import PATH --name NAME\` puts one there.`)
+    }
+    return 0
+  }
+}
+
+export class ModelsGetCommand extends BaseCommand {
+  static override paths = [["models", "get"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "Show what the store knows of a model",
+    args: [["TAG", "NAME, NAME:VERSION, or NAME:PREFIX where the prefix fits one version"]],
+    examples: [
+      ["model.yaml of the newest version", "bentoctl models get iris"],
+      ["the folder that holds its files", "bentoctl models get iris:latest -o path"],
+    ],
+  }
+
+  tag: string = Option.String({ name: "TAG" })
+  output: string = Option.String("-o,--output", "yaml", { description: "<yaml|json|path> what to print" })
+
+  async execute(): Promise<number> {
+    const output = oneOf("--output", this.output, GET_OUTPUTS)
+    const { openModelStore } = await import("../store/store.ts")
+    this.print(await describeItem(openModelStore(this.context.home), this.tag, output))
+    return 0
+  }
+}
+
+export class ModelsContainerizeCommand extends BaseCommand {
+  static override paths = [["models", "containerize"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "Build an image of a model alone",
+    args: [["TAG", "the model: NAME, NAME:VERSION, or NAME:PREFIX where the prefix fits one version"]],
+    details: [
+      "For KServe and Kubernetes image volumes. The image holds the files of the model in /models, as one layer, and nothing to run: what KServe fetches from " +
+        "`storageUri: oci://IMAGE`, and what Kubernetes mounts as an image volume. KServe's modelcar sidecar starts a " +
+        "shell in the image; for it, lay the model on a small image that has one with --base-image.",
+    ],
+    examples: [
+      ["the newest version; the image is NAME:VERSION", "bentoctl models containerize iris"],
+      ["a name for a registry", "bentoctl models containerize iris -t registry.example.com/models/iris:1.2"],
+      [
+        "for KServe's modelcar",
+        "bentoctl models containerize iris --base-image busybox -t team/iris-modelcar:1.2",
+      ],
+    ],
+  }
+
+  tag: string = Option.String({ name: "TAG" })
+  imageTag: string[] | undefined = Option.Array("-t,--image-tag", {
+    description: "<NAME:TAG> name of the image instead of NAME:VERSION; repeat for more",
+  })
+  baseImage: string | undefined = Option.String("--base-image", {
+    description: "<IMAGE> lay the model on this image instead of nothing",
+  })
+  progress: string | undefined = Option.String("--progress", {
+    description: `<${PROGRESS.join("|")}> as for \`bentoctl containerize\``,
+  })
+  output: string | undefined = Option.String("-o,--output", {
+    description:
+      "<tag|json> print the result for programs instead of people; shows no progress unless asked to",
+  })
+
+  async execute(): Promise<number> {
+    const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
+    const { context } = this
+    const [{ imageJson, showBuild }, { containerizeModel }, { openModelStore }] = await Promise.all([
+      import("./image.ts"),
+      import("../images/containerize.ts"),
+      import("../store/store.ts"),
+    ])
+    const { home } = context
+    const model = await openModelStore(home).resolve(parseTagRef(this.tag))
+    const options = { model, home, tags: this.imageTag, baseImage: this.baseImage }
+    const built = await showBuild(context, { progress, quiet: this.quiet || output !== "text" }, (common) =>
+      containerizeModel({ ...options, ...common }),
+    )
+    if (output === "tag") this.print(`__tag__:${built.tags[0]}\n`)
+    else if (output === "json") this.printJson({ model: formatTag(model), ...imageJson(built) })
+    else {
+      const size = formatSize(built.sizeBytes)
+      const names = built.tags.map((name) => `\n  ${name}`).join("")
+      this.say(`Successfully built the image of Model(tag="${formatTag(model)}").${names}\n  ${size}`)
+    }
+    return 0
+  }
+}
+
+export class ModelsDeleteCommand extends BaseCommand {
+  static override paths = [["models", "delete"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "Delete models from the store",
+    args: [["TAG...", "what to delete, parted by spaces or commas; a bare name means all its versions"]],
+    details: ["A model that a Bento of the store uses is kept: delete the Bento first."],
+    examples: [
+      ["one version, after a question", "bentoctl models delete iris:u2swufhfec6rgax4"],
+      ["all versions of two models, without a question", "bentoctl models delete iris,digits --yes"],
+    ],
+  }
+
+  tags: string[] = Option.Rest({ name: "TAG", required: 1 })
+  yes: boolean = Option.Boolean("-y,--yes,--assume-yes", false, { description: "do not ask" })
+
+  async execute(): Promise<number> {
+    const { openBentoStore, openModelStore } = await import("../store/store.ts")
+    const { context } = this
+    await deleteItems(openModelStore(context.home), this.tags, {
+      yes: this.yes,
+      context,
+      say: (text) => this.say(text),
+      refuse: (tags) => refuseUsed(tags, openBentoStore(context.home), (text) => this.warn(text)),
+    })
+    return 0
+  }
+}
+
+/** Bentos refer to models by tag, so a model must outlive them; those that carry their models along do not count. */
+async function refuseUsed(
+  models: readonly Tag[],
+  bentos: Store<Bento>,
+  warn: (text: string) => void,
+): Promise<BentoError | undefined> {
+  const { items, broken } = await bentos.list()
+  for (const { path: where } of broken) warn(`cannot tell which models a broken bento uses: ${where}`)
+  const uses = models
+    .map((model) => ({
+      model: formatTag(model),
+      bentos: items
+        .filter(
+          ({ dir, info }) =>
+            info.models.some(({ tag }) => formatTag(tag) === formatTag(model)) &&
+            !existsSync(path.join(dir, "models")),
+        )
+        .map(({ tag }) => formatTag(tag)),
+    }))
+    .filter((use) => use.bentos.length > 0)
+  if (uses.length === 0) return undefined
+  const lines = uses.map((use) => `model ${use.model} is used by ${use.bentos.join(", ")}`)
+  return new BentoError(
+    "MODEL_IN_USE",
+    lines.length === 1 ? lines.join("") : `Bentos use these models:\n  ${lines.join("\n  ")}`,
+    {
+      hint: `Nothing was deleted. First: bentoctl delete ${[...new Set(uses.flatMap((use) => use.bentos))].join(" ")}`,
+    },
+  )
+}

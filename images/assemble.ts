@@ -1,0 +1,455 @@
+/**
+ * The first way to carry out a plan: what has to run becomes a *foundation* image, through its Dockerfile and only
+ * once; all else is files, which we write as layers and load on top. The engine keeps a layer that it has, so only
+ * layers that it lacks are sent.
+ *
+ * The image's id is the digest of a config that we write: a function of the Bento and of the foundation.
+ */
+import { createHash } from "node:crypto"
+import type { Readable } from "node:stream"
+import { extract } from "tar-stream"
+import { BentoError, BuildError } from "../store/errors.ts"
+import { LoadRefused } from "./builder.ts"
+import type { BuildEvent, HistoryEntry, ImageEngine, ImageInfo, ImageSummary } from "./builder.ts"
+import type { Cache } from "./cache.ts"
+import { createContext } from "./context.ts"
+import { containerConfig, imageConfig } from "./image-config.ts"
+import type { Base, ImageConfig, WrittenLayer } from "./image-config.ts"
+import {
+  countLayer,
+  isSmall,
+  layerBytes,
+  layerChunks,
+  layerCounter,
+  readLayer,
+  rememberDigest,
+  rememberedDigest,
+} from "./layers.ts"
+import type { FolderFact, FolderFacts, Layer } from "./layers.ts"
+import { BENTO_PATH, MODELS_LABEL, RUNTIME_PATH } from "./plan.ts"
+import type { ImagePlan } from "./plan.ts"
+import { tarStream } from "./tar.ts"
+import type { TarEntry, TarHeader } from "./tar.ts"
+
+export interface Assembling {
+  readonly engine: ImageEngine
+  readonly cache: Cache
+  readonly noCache?: boolean | undefined
+  readonly signal?: AbortSignal | undefined
+  /** Milliseconds. */
+  readonly clock: () => number
+}
+
+/** This image, or this engine, is not for us; the other way may do. */
+export class CannotAssemble extends Error {
+  override readonly name = "CannotAssemble"
+}
+
+/** On foundations: the digest of all that they depend on. */
+export const FOUNDATION_LABEL = "bentoctl.foundation"
+
+export const FOUNDATION_REPOSITORY = "bentoctl/foundation"
+
+/** On images of Bentos, by the plan. */
+export const BENTO_LABEL = "bentoctl.bento"
+
+/** Makes the image of a plan and gives it its names. Ends with its id. */
+export async function* assemble(plan: ImagePlan, options: Assembling): AsyncGenerator<BuildEvent, string> {
+  const foundation = yield* ensureFoundation(plan, options)
+  const { folders, history } = await factsOf(foundation, plan, options)
+  const layers = await Promise.all(plan.layers.map((layer) => readLayer(layer, folders)))
+  const base: Base = { ...foundation, config: withoutFoundationLabel(foundation.config), history }
+  const { dockerfile, createdAt } = plan
+  const config = containerConfig(base.config, dockerfile.env, dockerfile.config)
+  const imageId = yield* loadImage(
+    {
+      layers,
+      below: base.layers,
+      replaced: plan.tags,
+      describe: (written) => imageConfig(base, { createdAt, config, layers: written }),
+    },
+    options,
+  )
+  // Last of all: whatever breaks before leaves an image that no name leads to.
+  options.signal?.throwIfAborted()
+  await tagImage(imageId, plan.tags, options)
+  return imageId
+}
+
+export async function tagImage(
+  imageId: string,
+  tags: readonly string[],
+  { engine, signal }: Assembling,
+): Promise<void> {
+  const tagged = await Promise.all(tags.map((tag) => engine.tag(imageId, tag, signal)))
+  if (tagged.every(Boolean)) return
+  throw new CannotAssemble("the engine gave the image another id than the digest of its config")
+}
+
+// Foundation ----------------------------------------------------------------------------------------------------
+
+/** The image that our layers lie on: the base itself where nothing has to run. */
+async function* ensureFoundation(
+  plan: ImagePlan,
+  { engine, noCache, signal }: Assembling,
+): AsyncGenerator<BuildEvent, ImageInfo> {
+  const { platform } = plan
+  const bases: ImageInfo[] = []
+  for (const reference of plan.baseImages) {
+    yield* engine.ensureImage(reference, { platform, signal })
+    bases.push(await existing(engine, reference, signal))
+  }
+  const base = bases.at(-1)
+  if (base === undefined) throw new Error("a plan has a base image")
+  const triggers = base.config["OnBuild"]
+  if (Array.isArray(triggers) && triggers.length > 0) {
+    throw new CannotAssemble("the base image has ONBUILD instructions, which only a Dockerfile carries out")
+  }
+  if (!plan.runs) return base
+  const context = await createContext(plan, "foundation")
+  const dependsOn = JSON.stringify(["1", platform, bases.map(({ id }) => id), await context.digest()])
+  const digest = createHash("sha256").update(dependsOn).digest("hex")
+  const reference = `${FOUNDATION_REPOSITORY}:${digest.slice(0, 32)}`
+  const found = noCache === true ? null : await engine.inspect(reference, signal)
+  if (found !== null) {
+    const step = { type: "step", step: reference, name: `foundation ${reference}` } as const
+    yield { ...step, state: "started" }
+    yield { ...step, state: "cached", durationMs: 0 }
+    return found
+  }
+  const labels = { [FOUNDATION_LABEL]: digest }
+  yield* engine.build(context, { tags: [reference], platform, labels, noCache, signal })
+  return existing(engine, reference, signal)
+}
+
+async function existing(
+  engine: ImageEngine,
+  reference: string,
+  signal: AbortSignal | undefined,
+): Promise<ImageInfo> {
+  const found = await engine.inspect(reference, signal)
+  if (found !== null) return found
+  throw new BuildError(`the image ${reference} was in the engine a moment ago, and is gone`)
+}
+
+/** It is about the foundation, not about what lies on it. */
+function withoutFoundationLabel(config: ImageInfo["config"]): ImageInfo["config"] {
+  const { [FOUNDATION_LABEL]: _, ...labels } = labelsOf({ config })
+  return { ...config, Labels: labels }
+}
+
+// What must be known of the foundation -----------------------------------------------------------------------------
+
+interface Facts {
+  readonly folders: FolderFacts
+  readonly history: readonly HistoryEntry[]
+}
+
+type Found = Exclude<FolderFact, null> | "no folder" | null
+
+/** Every folder above a file of ours, down to those that are ours alone. */
+const FOLDERS = [RUNTIME_PATH, BENTO_PATH].flatMap((target) => {
+  const parts = target.split("/").slice(1)
+  return parts.map((_, index) => `/${parts.slice(0, index + 1).join("/")}`)
+})
+
+/** Asked once for each image: it takes a container that is made and never started. */
+async function factsOf(image: ImageInfo, plan: ImagePlan, options: Assembling): Promise<Facts> {
+  const name = `base ${image.id}`
+  const kept = await options.cache.read(name, "1")
+  const facts = kept === null ? await askFacts(image, plan, options) : (JSON.parse(kept) as RawFacts) // as written below
+  if (kept === null) await options.cache.write(name, "1", JSON.stringify(facts))
+  const folders = facts.folders.map(([folder, found]): [string, FolderFact] => {
+    if (found === "no folder") throw new CannotAssemble(`${folder} is no folder in the base image`)
+    // CUDA's libraries are put there by the foundation itself.
+    const expected = folder === RUNTIME_PATH && plan.dockerfile.cuda !== null
+    if (found !== null && (folder === RUNTIME_PATH || folder === BENTO_PATH) && !expected) {
+      throw new CannotAssemble(`the base image has a folder ${folder} already`)
+    }
+    return [folder, found]
+  })
+  return { folders: new Map(folders), history: facts.history }
+}
+
+interface RawFacts {
+  readonly folders: readonly (readonly [string, Found])[]
+  readonly history: readonly HistoryEntry[]
+}
+
+async function askFacts(
+  image: ImageInfo,
+  { platform }: ImagePlan,
+  { engine, signal }: Assembling,
+): Promise<RawFacts> {
+  try {
+    const [found, history] = await Promise.all([
+      engine.readPaths({ id: image.id, platform }, FOLDERS, readFolder, signal),
+      engine.history(image.id, signal),
+    ])
+    return { folders: FOLDERS.map((folder, index) => [folder, found[index] ?? null]), history }
+  } catch (error) {
+    signal?.throwIfAborted()
+    if (error instanceof BentoError) throw error
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new CannotAssemble(`the base image cannot be looked into: ${reason}`, { cause: error })
+  }
+}
+
+/** The first entry is the path itself; what is in it does not matter. */
+async function readFolder(tar: Readable): Promise<Found> {
+  const reader = extract()
+  tar.on("error", (error) => reader.destroy(error))
+  tar.pipe(reader)
+  try {
+    for await (const { header } of reader) {
+      if (header.type !== "directory") return "no folder"
+      return { mode: (header.mode ?? 0o755) & 0o7777, uid: header.uid ?? 0, gid: header.gid ?? 0 }
+    }
+    return null
+  } finally {
+    tar.destroy()
+  }
+}
+
+// What the engine has, and what it is sent -------------------------------------------------------------------------
+
+export interface Loading {
+  readonly layers: readonly Layer[]
+  /** Layers of the image that ours lie on. */
+  readonly below: readonly string[]
+  /** Names that the new image takes over: the images that have them are likely to share its layers. */
+  readonly replaced: readonly string[]
+  readonly describe: (written: readonly WrittenLayer[]) => ImageConfig
+}
+
+/** Hands the image to the engine, without a name. Ends with its id. */
+export async function* loadImage(job: Loading, options: Assembling): AsyncGenerator<BuildEvent, string> {
+  const known = await knownDigests(job.layers, options)
+  const present = await presentLayers(job, known, options)
+  const all = known.filter((digest) => digest !== null)
+  if (present === job.layers.length) {
+    const { id } = job.describe(written(job.layers, all))
+    if ((await options.engine.inspect(id, options.signal)) !== null) {
+      yield* cachedSteps(job.layers)
+      return id
+    }
+  }
+  try {
+    yield* cachedSteps(job.layers.slice(0, present))
+    return yield* send(job, known, present, options)
+  } catch (error) {
+    if (!(error instanceof LoadRefused)) throw error
+    if (present === 0) throw new CannotAssemble(error.message, { cause: error })
+  }
+  // A layer that an image of the engine is made of was not to be had after all.
+  try {
+    return yield* send(job, known, 0, options)
+  } catch (error) {
+    if (error instanceof LoadRefused) throw new CannotAssemble(error.message, { cause: error })
+    throw error
+  }
+}
+
+function written(layers: readonly Layer[], digests: readonly string[]): WrittenLayer[] {
+  return layers.map(({ createdBy }, index) => ({ createdBy, digest: digests[index] ?? "" }))
+}
+
+function* cachedSteps(layers: readonly Layer[]): Generator<BuildEvent> {
+  for (const { name } of layers) {
+    yield { type: "step", step: `layer ${name}`, name: `layer ${name}`, state: "started" }
+    yield { type: "step", step: `layer ${name}`, name: `layer ${name}`, state: "cached", durationMs: 0 }
+  }
+}
+
+/** Null for a large layer that nobody has counted since it changed. */
+async function knownDigests(
+  layers: readonly Layer[],
+  { cache, noCache, signal }: Assembling,
+): Promise<(string | null)[]> {
+  return Promise.all(
+    layers.map(async (layer) => {
+      if (isSmall(layer)) return countLayer(layer, signal)
+      return noCache === true ? null : rememberedDigest(layer, cache)
+    }),
+  )
+}
+
+/**
+ * How many of the layers, from below, the engine has: an image of it begins with the same ones. A large layer that
+ * was never counted is counted here if that may spare sending it; `known` learns it.
+ */
+async function presentLayers(
+  { layers, below, replaced }: Loading,
+  known: (string | null)[],
+  { engine, cache, signal }: Assembling,
+): Promise<number> {
+  const isFound = (image: ImageInfo | null): image is ImageInfo => image !== null
+  const inspectAll = async (references: readonly string[]): Promise<ImageInfo[]> =>
+    (await Promise.all(references.map((reference) => engine.inspect(reference, signal)))).filter(isFound)
+  let count = 0
+  /** Goes on counting with these images. */
+  const countWith = async (images: readonly ImageInfo[]): Promise<void> => {
+    for (; count < layers.length; count++) {
+      const layer = layers[count]
+      const start = [...below, ...known.slice(0, count)]
+      const alike = images.filter((image) => start.every((digest, index) => image.layers[index] === digest))
+      if (layer === undefined) return
+      const worth = alike.filter(
+        (image) => image.layers.length > start.length && mayHold(labelsOf(image), layer),
+      )
+      if (worth.length === 0) return
+      if (known[count] === null) {
+        const digest = await countLayer(layer, signal)
+        known[count] = digest
+        await rememberDigest(layer, cache, digest)
+      }
+      if (!worth.some((image) => image.layers[start.length] === known[count])) return
+    }
+  }
+  await countWith(await inspectAll(replaced))
+  if (layers.slice(count).every(isSmall)) return count
+  const others = await engine.list(BENTO_LABEL, signal)
+  const sharedModels = ({ labels }: ImageSummary): number =>
+    layers.filter((layer) => layer.model !== undefined && mayHold(labels, layer)).length
+  const likely = others.toSorted((a, b) => sharedModels(b) - sharedModels(a)).slice(0, MOST_IMAGES)
+  await countWith(await inspectAll(likely.map(({ id }) => id)))
+  return count
+}
+
+/** More are not asked for their layers; asking takes a millisecond each. */
+const MOST_IMAGES = 32
+
+/** An image that says which models it holds need not be compared with others. */
+function mayHold(labels: Readonly<Record<string, string>>, { model }: Layer): boolean {
+  const models = labels[MODELS_LABEL]
+  return model === undefined || models === undefined || models.includes(JSON.stringify(model))
+}
+
+function labelsOf({ config }: Pick<ImageInfo, "config">): Record<string, string> {
+  return (config["Labels"] ?? {}) as Record<string, string>
+}
+
+/** Sends the layers above the first `present` ones, and the config. */
+async function* send(
+  job: Loading,
+  known: readonly (string | null)[],
+  present: number,
+  { engine, cache, signal, clock }: Assembling,
+): AsyncGenerator<BuildEvent, string> {
+  const { layers, below, describe } = job
+  const events = new Channel<BuildEvent>()
+  const leave = new AbortController()
+  const either = signal === undefined ? leave.signal : AbortSignal.any([signal, leave.signal])
+  let imageId = ""
+  let sentMs = 0
+  const loadStep = { type: "step", step: "load", name: "load into the engine" } as const
+  async function* archiveEntries(): AsyncGenerator<TarEntry> {
+    const digests = known.slice(0, present)
+    for (const [index, layer] of layers.entries()) {
+      if (index < present) continue
+      const step = { type: "step", step: `layer ${layer.name}`, name: `layer ${layer.name}` } as const
+      events.push({ ...step, state: "started" })
+      const startedMs = clock()
+      const counter = layerCounter()
+      const size = await layerBytes(layer)
+      let toldBytes = 0
+      const body = watched(layerChunks(layer), (chunk, current) => {
+        counter.add(chunk)
+        if (isSmall(layer) || (current - toldBytes < size / 100 && current < size)) return
+        toldBytes = current
+        events.push({ type: "progress", step: step.step, name: layer.name, current, total: size })
+      })
+      yield { header: fileHeader(layerFile(index), size), body }
+      const digest = counter.digest()
+      if (digest !== known[index]) await rememberDigest(layer, cache, digest)
+      digests.push(digest)
+      events.push({ ...step, state: "done", durationMs: clock() - startedMs })
+    }
+    // At the end, since only now all digests are known for certain.
+    const config = describe(written(layers, digests.map(String)))
+    imageId = config.id
+    const configFile = `${config.id.slice("sha256:".length)}.json`
+    const files = [
+      ...below.map((_, index) => `below/${index}.tar`),
+      ...layers.map((_, index) => layerFile(index)),
+    ]
+    const manifest = Buffer.from(JSON.stringify([{ Config: configFile, RepoTags: null, Layers: files }]))
+    yield { header: fileHeader(configFile, config.bytes.length), body: [config.bytes] }
+    yield { header: fileHeader("manifest.json", manifest.length), body: [manifest] }
+    sentMs = clock()
+    events.push({ ...loadStep, state: "started" })
+  }
+  const archive = tarStream(archiveEntries())
+  const load = async (): Promise<void> => {
+    for await (const { current, total } of engine.load(archive, { signal: either })) {
+      events.push({ type: "progress", step: loadStep.step, name: loadStep.name, current, total })
+    }
+    events.push({ ...loadStep, state: "done", durationMs: clock() - sentMs })
+  }
+  const loaded = load().then(
+    () => events.end(),
+    (error: unknown) => events.end({ error }),
+  )
+  try {
+    yield* events
+  } finally {
+    // Whoever reads the events may have left.
+    if (!events.ended) leave.abort()
+    await loaded
+  }
+  return imageId
+}
+
+function layerFile(index: number): string {
+  return `layers/${index}.tar`
+}
+
+function fileHeader(name: string, size: number): TarHeader {
+  return { type: "file", name, mode: 0o644, size }
+}
+
+/** Passes chunks on, and tells of each, with how many bytes came so far. */
+async function* watched(
+  chunks: AsyncIterable<Uint8Array>,
+  see: (chunk: Uint8Array, bytes: number) => void,
+): AsyncGenerator<Uint8Array> {
+  let bytes = 0
+  for await (const chunk of chunks) {
+    bytes += chunk.length
+    see(chunk, bytes)
+    yield chunk
+  }
+}
+
+/** Events of a work that goes on by itself; one reader. */
+class Channel<T> implements AsyncIterable<T> {
+  ended = false
+  #items: T[] = []
+  #failure: { readonly error: unknown } | undefined
+  #wake = Promise.withResolvers<void>()
+
+  push(item: T): void {
+    this.#items.push(item)
+    this.#wake.resolve()
+  }
+
+  end(failure?: { readonly error: unknown }): void {
+    this.ended = true
+    this.#failure = failure
+    this.#wake.resolve()
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<T> {
+    for (;;) {
+      const items = this.#items
+      this.#items = []
+      yield* items
+      if (this.#items.length > 0) continue
+      if (this.ended) break
+      await this.#wake.promise
+      this.#wake = Promise.withResolvers()
+    }
+    // oxlint-disable-next-line only-throw-error -- it is passed on as it came
+    if (this.#failure !== undefined) throw this.#failure.error
+  }
+}

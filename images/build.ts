@@ -1,0 +1,245 @@
+/** A project folder → a Bento in the store: the walk of `bentoctl build`. */
+import { constants } from "node:fs"
+import { chmod, lstat, mkdir, open, readFile, realpath, symlink, writeFile } from "node:fs/promises"
+import path from "node:path"
+import { pipeline } from "node:stream/promises"
+import { stringify } from "yaml"
+import { BentoError } from "../store/errors.ts"
+import { BENTO_YAML, formatBentoYaml } from "../store/bento.ts"
+import type { Bento } from "../store/bento.ts"
+import { formatCreationTime } from "../store/model.ts"
+import { openBentoStore } from "../store/store.ts"
+import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts"
+import { runtimeVersions } from "./runtime-bundle.ts"
+import { planImage, printablePlan } from "./plan.ts"
+import type { ImagePlan, Platform } from "./plan.ts"
+import { bentoModelOf, describeProject, openProject } from "./project.ts"
+import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
+import type { Description } from "./describe.ts"
+import { walkContext } from "./walk.ts"
+import type { Walk } from "./walk.ts"
+
+export { serveSpecOf } from "./project.ts"
+
+export interface BuildBentoOptions extends ProjectOptions {
+  readonly name?: string | undefined
+  readonly version?: string | undefined
+  /** Over those of the bentofile. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
+  readonly now: Date
+  readonly random: (n: number) => Uint8Array
+  /** For the Dockerfile that is kept in the Bento, and for the plan. */
+  readonly baseImage?: string | undefined
+  readonly platform?: Platform | undefined
+  /** Checks and plans everything, and writes nothing. */
+  readonly dryRun?: boolean | undefined
+}
+
+export interface BuiltBento {
+  readonly bento: Bento
+  /** With their folders in the store. */
+  readonly models: readonly ProjectModel[]
+  /** Where it is, or with `dryRun` would be. */
+  readonly dir: string
+  /** What a user may want to know: files that were left out, and why. */
+  readonly notes: readonly string[]
+  /** Paths below `src/`. */
+  readonly files: readonly string[]
+  /** What its image will be. */
+  readonly plan: ImagePlan
+}
+
+export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento> {
+  const opened = await openProject(options)
+  // Templates take a while to load, and a child process is about to be waited for.
+  const meanwhile = (): void => {
+    import("./context.ts").catch(() => {}) // told below
+    options.meanwhile?.()
+  }
+  const { project, description } = await describeProject(opened, { ...options, meanwhile })
+  const { contextDir, bentofile, service } = project
+  const walk = await walkContext(contextDir, {
+    // Without code nothing reads the sources; what `include` names comes along all the same.
+    include: bentofile.include ?? (service === null ? [] : ["*"]),
+    exclude: bentofile.exclude,
+    skip: await realPaths([options.home, ...(bentofile.path === null ? [] : [bentofile.path])]),
+    signal: options.signal,
+  })
+  const files = walk.entries.map((entry) => entry.path)
+  checkTaken(project, description, files)
+  const versions = await runtimeVersions(options.runtimeDir)
+  const bento = bentoOf(project, description, options, versions.bentoctl)
+  const store = openBentoStore(options.home)
+  const dir = store.dir(bento.tag)
+  const plan = planImage({
+    bento,
+    bentoDir: dir,
+    models: project.models,
+    runtimeDir: options.runtimeDir,
+    onnxruntimeVersion: versions.onnxruntime,
+    baseImage: options.baseImage,
+    platform: options.platform,
+  })
+  const { dockerfileOf } = await import("./context.ts")
+  const dockerfile = dockerfileOf(plan)
+  const built = { bento, models: project.models, dir, notes: walk.notes, files, plan: printablePlan(plan) }
+  if (options.dryRun === true) return built
+  const { signal } = options
+  await store.add(
+    bento.tag,
+    async (draft) => {
+      await copySources(walk, path.join(draft, "src"), signal)
+      if (bentofile.path !== null)
+        await copyFile(bentofile.path, path.join(draft, "src/bentofile.yaml"), 0o644)
+      const { setupScript } = bentofile.docker
+      await mkdir(path.join(draft, "env/docker"), { recursive: true })
+      if (setupScript !== null) {
+        const script = await realpath(path.join(contextDir, setupScript))
+        await copyFile(script, path.join(draft, "env/docker/setup_script"), 0o755)
+      }
+      await write(draft, "env/docker/Dockerfile", dockerfile)
+      await write(draft, "README.md", await readmeOf(project, bento))
+      await write(
+        draft,
+        "apis/openapi.yaml",
+        stringify(description.openapi, { aliasDuplicateObjects: false }),
+      )
+      await write(draft, BENTO_YAML, formatBentoYaml(bento))
+    },
+    signal === undefined ? {} : { signal },
+  )
+  return built
+}
+
+function bentoOf(
+  project: Project,
+  description: Description,
+  options: BuildBentoOptions,
+  bentoctlVersion: string,
+): Bento {
+  const { bentofile, service } = project
+  const version =
+    options.version === undefined ? makeVersion(options.now, options.random) : checkVersion(options.version)
+  return {
+    tag: { name: nameOf(project, description, options.name), version },
+    service: service ?? "",
+    description: bentofile.description ?? "",
+    labels: { ...bentofile.labels, ...options.labels },
+    models: project.models.map(bentoModelOf),
+    envs: bentofile.envs,
+    docker: bentofile.docker,
+    runners: description.service.runners,
+    apis: description.service.apis,
+    bentoctlVersion,
+    creationTime: formatCreationTime(options.now),
+  }
+}
+
+/** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */
+function nameOf(project: Project, description: Description, asked: string | undefined): string {
+  const { bentofile, service, models, contextDir } = project
+  if (asked !== undefined) return checkName(asked)
+  if (bentofile.name !== null) return bentofile.name
+  const [model, ...others] = models
+  const derived =
+    service !== null
+      ? snakeCase(description.service.name)
+      : model !== undefined && others.length === 0
+        ? model.model.tag.name
+        : path.basename(contextDir)
+  try {
+    return checkName(derived)
+  } catch (error) {
+    throw new BentoError("TAG_INVALID", `${JSON.stringify(derived)} cannot name the Bento`, {
+      hint: "Write `name:` into bentofile.yaml, or give one with `--name`.",
+      cause: error,
+    })
+  }
+}
+
+/** `IrisClassifier` → `iris_classifier`, `HTTPServer` → `http_server`, as BentoML names Bentos after classes. */
+export function snakeCase(name: string): string {
+  return name
+    .replace(/([A-Z]+)([A-Z][a-z0-9])/g, "$1_$2")
+    .replace(/([a-z0-9])([A-Z]+(?=[a-z0-9]))/g, "$1_$2")
+    .toLowerCase()
+}
+
+/** What the service is made of must be in the Bento, or its image would fail to start. */
+function checkTaken(project: Project, description: Description, files: readonly string[]): void {
+  const { service } = project
+  if (service === null) return
+  const taken = new Set(files)
+  const entry = service.replace(/:[^:/]*$/, "")
+  const missing = [...new Set([entry, ...description.files])].filter((file) => !taken.has(file))
+  if (missing.length === 0) return
+  const outside = missing.filter((file) => file.startsWith("..") || path.isAbsolute(file))
+  if (outside.length > 0) {
+    throw new BentoError(
+      "CONTEXT_ESCAPE",
+      `${entry} imports what lies outside of the build context: ${outside.join(", ")}`,
+      { hint: "Move it into the context, or build from the folder above." },
+    )
+  }
+  // Of a package one name is enough.
+  const packages = missing.map((file) => /^(.*?node_modules\/(?:@[^/]+\/)?[^/]+)\//.exec(file)?.[1] ?? file)
+  const left = [...new Set(packages)]
+  const example = left.find((file) => file.includes("node_modules/"))
+  throw new BentoError("SERVICE_INVALID", `${entry} needs what the Bento leaves out: ${left.join(", ")}`, {
+    hint:
+      example === undefined
+        ? "See `include`, `exclude` and .bentoignore."
+        : `node_modules is not taken by itself: name what is needed, \`include: ["*", "${example}/"]\`.`,
+  })
+}
+
+// Writing -------------------------------------------------------------------------------------------------------
+
+async function copySources({ entries }: Walk, into: string, signal: AbortSignal | undefined): Promise<void> {
+  await mkdir(into, { recursive: true })
+  const made = new Set<string>()
+  for (const entry of entries) {
+    signal?.throwIfAborted()
+    const target = path.join(into, entry.path)
+    const folder = path.dirname(target)
+    if (!made.has(folder)) await mkdir(folder, { recursive: true })
+    made.add(folder)
+    if (entry.kind === "link") await symlink(entry.target, target)
+    else await copyFile(entry.source, target, entry.executable ? 0o755 : 0o644)
+  }
+}
+
+/** Copies bytes only, and never through a link that took the file's place meanwhile. */
+async function copyFile(from: string, to: string, mode: number): Promise<void> {
+  const source = await open(from, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  try {
+    if (!(await source.stat()).isFile()) throw new BentoError("CONTEXT_ESCAPE", `${from} is no longer a file`)
+    const target = await open(to, "wx", mode)
+    await pipeline(source.createReadStream({ autoClose: false }), target.createWriteStream())
+    await chmod(to, mode)
+  } finally {
+    await source.close()
+  }
+}
+
+async function write(dir: string, name: string, text: string): Promise<void> {
+  const file = path.join(dir, name)
+  await mkdir(path.dirname(file), { recursive: true })
+  await writeFile(file, text)
+}
+
+/** The description, the project's own README.md, or a page made from what is known. */
+async function readmeOf({ bentofile, contextDir }: Project, bento: Bento): Promise<string> {
+  if (bentofile.description !== null) return `${bentofile.description.trimEnd()}\n`
+  const own = path.join(contextDir, "README.md")
+  const info = await lstat(own).catch(() => null)
+  if (info?.isFile() === true) return readFile(own, "utf8")
+  const apis = bento.apis.map(({ route, doc }) => `- \`POST ${route}\`${doc === null ? "" : `: ${doc}`}`)
+  const models = bento.models.map(({ tag }) => `- ${formatTag(tag)}`)
+  const parts = [`# ${formatTag(bento.tag)}`, "## APIs", apis.join("\n"), "## Models", models.join("\n")]
+  return `${parts.filter((part) => part !== "").join("\n\n")}\n`
+}
+
+async function realPaths(paths: readonly string[]): Promise<string[]> {
+  return Promise.all(paths.map((file) => realpath(file).catch(() => path.resolve(file))))
+}

@@ -1,0 +1,150 @@
+/** The port to whatever makes images, and the events that it tells. */
+import type { Readable } from "node:stream"
+import type { BuildContext } from "./context.ts"
+import type { Platform } from "./plan.ts"
+
+/**
+ * How a plan is carried out. `assemble`: files become layers that we write ourselves, on top of an image that has
+ * run whatever must run. `dockerfile`: the engine carries out the Dockerfile.
+ */
+export type BuilderName = "assemble" | "dockerfile"
+
+/** What happens while an image is made. `step` is an id that the events of one step share. */
+export type BuildEvent =
+  /** Which way is gone, and why not the other one. */
+  | { readonly type: "builder"; readonly builder: BuilderName; readonly reason: string | null }
+  | { readonly type: "step"; readonly step: string; readonly name: string; readonly state: "started" }
+  | {
+      readonly type: "step"
+      readonly step: string
+      readonly name: string
+      readonly state: "cached" | "done" | "failed"
+      readonly durationMs: number
+    }
+  /** One line that a step printed. */
+  | {
+      readonly type: "log"
+      readonly step: string
+      readonly stream: "stdout" | "stderr"
+      readonly text: string
+    }
+  /** How far a part of a step is; `total` is 0 when it is not known. Units are bytes. */
+  | {
+      readonly type: "progress"
+      readonly step: string
+      readonly name: string
+      readonly current: number
+      readonly total: number
+    }
+  | { readonly type: "warning"; readonly message: string }
+  /** The last event of a build that went well. */
+  | {
+      readonly type: "built"
+      readonly builder: BuilderName
+      readonly imageId: string
+      readonly tags: readonly string[]
+      readonly sizeBytes: number
+      readonly durationMs: number
+    }
+
+export interface EngineInfo {
+  readonly version: string
+  readonly apiVersion: string
+  readonly os: string
+  readonly arch: string
+  /** Why it cannot take an image without the layers that it has already; null where nothing speaks against it. */
+  readonly noPartialLoads: string | null
+}
+
+/** An image of the engine. */
+export interface ImageInfo {
+  readonly id: string
+  readonly os: string
+  readonly architecture: string
+  readonly variant: string | null
+  /** Digests of its layers, the base first: `rootfs.diff_ids` of its config. */
+  readonly layers: readonly string[]
+  /** `config` of its config, as the engine tells it. */
+  readonly config: Readonly<Record<string, unknown>>
+  readonly sizeBytes: number
+}
+
+export interface ImageSummary {
+  readonly id: string
+  /** Empty for an image that no name leads to. */
+  readonly tags: readonly string[]
+  readonly labels: Readonly<Record<string, string>>
+  readonly sizeBytes: number
+}
+
+/** A line of an image's history, the oldest first. */
+export interface HistoryEntry {
+  readonly createdS: number
+  readonly createdBy: string
+  readonly comment: string
+  readonly sizeBytes: number
+}
+
+export interface BuildOptions {
+  readonly tags: readonly string[]
+  readonly platform: Platform
+  /** Beside those of the Dockerfile. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
+  readonly noCache?: boolean | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * Makes images. Every method throws ENGINE_UNREACHABLE or ENGINE_DENIED when there is no talking to the engine, and
+ * the signal's reason when it was aborted; then nothing is tagged.
+ */
+export interface ImageBuilder {
+  ping(signal?: AbortSignal): Promise<EngineInfo>
+  /** Makes sure that an image is in the engine, pulling it if it must. Throws BASE_IMAGE_UNAVAILABLE. */
+  ensureImage(
+    reference: string,
+    options: { platform: Platform; signal?: AbortSignal | undefined },
+  ): AsyncIterable<BuildEvent>
+  /** Ends with the image's id, or throws BuildError or ENGINE_DISK_FULL. */
+  build(context: BuildContext, options: BuildOptions): AsyncGenerator<BuildEvent, string>
+  sizeOf(imageId: string, signal?: AbortSignal): Promise<number>
+}
+
+/** A builder that also lets us see and change what images it has. All methods fail as those of `ImageBuilder`. */
+export interface ImageEngine extends ImageBuilder {
+  /** Null when there is no such image. */
+  inspect(reference: string, signal?: AbortSignal): Promise<ImageInfo | null>
+  history(imageId: string, signal?: AbortSignal): Promise<HistoryEntry[]>
+  /** The images that carry a label, the newest first. */
+  list(label: string, signal?: AbortSignal): Promise<ImageSummary[]>
+  /**
+   * Paths of an image's file system, each as a tar that begins with the path itself; null for what is not there.
+   * Nothing of the image runs.
+   */
+  readPaths<T>(
+    image: { readonly id: string; readonly platform: Platform },
+    paths: readonly string[],
+    read: (tar: Readable) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<(T | null)[]>
+  /**
+   * Takes an archive as `docker save` writes it; layers that the engine has may be missing from it. Tells how far the
+   * engine is. Throws LoadRefused when the engine does not want this archive.
+   */
+  load(
+    archive: Readable,
+    options: { signal?: AbortSignal | undefined },
+  ): AsyncGenerator<{ readonly name: string; readonly current: number; readonly total: number }, void>
+  /** False when there is no such image. */
+  tag(imageId: string, reference: string, signal?: AbortSignal): Promise<boolean>
+  /** Containers that `readPaths` made and could not remove, as when it was killed. */
+  probes(signal?: AbortSignal): Promise<string[]>
+  removeProbe(id: string, signal?: AbortSignal): Promise<boolean>
+  /** Removes a name, and with the last name the image. False when something still uses it. */
+  remove(reference: string, signal?: AbortSignal): Promise<boolean>
+}
+
+/** The engine read an archive and said no. */
+export class LoadRefused extends Error {
+  override readonly name = "LoadRefused"
+}

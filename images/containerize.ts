@@ -1,0 +1,178 @@
+/** A Bento of the store → an image: the plan, then one of two ways to carry it out. This is the walk. */
+import type { Bento } from "../store/bento.ts"
+import { BentoError } from "../store/errors.ts"
+import type { Model } from "../store/model.ts"
+import { openBentoStore, openModelStore } from "../store/store.ts"
+import { formatTag } from "../store/tag.ts"
+import type { TagRef } from "../store/tag.ts"
+import { assemble, CannotAssemble } from "./assemble.ts"
+import type { Assembling } from "./assemble.ts"
+import type { BuilderName, BuildEvent, ImageEngine } from "./builder.ts"
+import { openCache } from "./cache.ts"
+import { createContext } from "./context.ts"
+import { ensureModelImage, modelImage } from "./model-image.ts"
+import type { StoredModel } from "./model-image.ts"
+import { imageNames, planImage, withModelImages } from "./plan.ts"
+import type { ImagePlan, Platform } from "./plan.ts"
+import { runtimeVersions } from "./runtime-bundle.ts"
+
+/** A Bento of the store, read. */
+export interface StoredBento {
+  readonly bento: Bento
+  readonly dir: string
+  readonly models: readonly { readonly model: Model; readonly dir: string }[]
+}
+
+export interface PlanContainerOptions {
+  readonly bento: TagRef
+  /** BENTOML_HOME. */
+  readonly home: string
+  readonly runtimeDir: string
+  /** What overrides `node:24-bookworm-slim` (BENTOCTL_BASE_IMAGE). */
+  readonly baseImage?: string | undefined
+  readonly platform?: Platform | undefined
+  readonly tags?: readonly string[] | undefined
+  /** Where values of build-time variables are looked up before the Bento's own. */
+  readonly env?: Readonly<Record<string, string | undefined>> | undefined
+  /** The Bento itself, from whoever has just built it: it is not read again. */
+  readonly built?: StoredBento | undefined
+}
+
+interface EngineOptions {
+  readonly engine: ImageEngine
+  readonly noCache?: boolean | undefined
+  readonly signal?: AbortSignal | undefined
+  /** Milliseconds, for the durations that are reported. */
+  readonly clock?: () => number
+}
+
+export interface ContainerizeOptions extends PlanContainerOptions, EngineOptions {
+  /** Default: assemble where that is possible. */
+  readonly builder?: BuilderName | "auto" | undefined
+}
+
+/** What the image of a Bento will be; asks the store, not the engine. */
+export async function planContainer(options: PlanContainerOptions): Promise<ImagePlan> {
+  return (await planWithModels(options)).plan
+}
+
+async function planWithModels(
+  options: PlanContainerOptions,
+): Promise<{ plan: ImagePlan; models: readonly StoredModel[] }> {
+  const { bento, dir, models } = options.built ?? (await readBento(options))
+  const plan = planImage({
+    bento,
+    bentoDir: dir,
+    models,
+    runtimeDir: options.runtimeDir,
+    onnxruntimeVersion: (await runtimeVersions(options.runtimeDir)).onnxruntime,
+    platform: options.platform,
+    baseImage: options.baseImage,
+    tags: options.tags,
+    buildEnv: options.env,
+  })
+  return { plan, models }
+}
+
+async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<StoredBento> {
+  const bentos = openBentoStore(home)
+  const store = openModelStore(home)
+  const tag = await bentos.resolve(asked)
+  const bento = await bentos.get(tag)
+  const models = await Promise.all(
+    bento.models.map(async (model) => ({ model: await store.get(model.tag), dir: store.dir(model.tag) })),
+  )
+  return { bento, dir: bentos.dir(tag), models }
+}
+
+/** Builds the image of a Bento. The last event is `built`, or it throws. */
+export async function* containerize(options: ContainerizeOptions): AsyncGenerator<BuildEvent> {
+  const { engine, signal, builder: asked = "auto" } = options
+  const how = assembling(options)
+  const startedMs = how.clock()
+  const { plan, models } = await planWithModels(options)
+  signal?.throwIfAborted()
+  const { noPartialLoads } = await engine.ping(signal)
+  let imageId: string | undefined
+  let reason = asked === "dockerfile" ? null : noPartialLoads
+  if (asked !== "dockerfile" && reason === null) {
+    yield { type: "builder", builder: "assemble", reason: null }
+    try {
+      imageId = yield* assemble(plan, how)
+    } catch (error) {
+      if (!(error instanceof CannotAssemble)) throw error
+      reason = error.message
+      if (asked === "auto") {
+        yield { type: "warning", message: `not assembled (${reason}); the Dockerfile is carried out instead` }
+      }
+    }
+  }
+  const builder = imageId === undefined ? "dockerfile" : "assemble"
+  if (imageId === undefined) {
+    if (asked === "assemble") throw cannotAssemble(plan, reason)
+    yield { type: "builder", builder: "dockerfile", reason }
+    imageId = yield* carryOut(plan, models, how)
+  }
+  const sizeBytes = await engine.sizeOf(imageId, signal)
+  yield { type: "built", builder, imageId, tags: plan.tags, sizeBytes, durationMs: how.clock() - startedMs }
+}
+
+function assembling(options: EngineOptions & { readonly home: string }): Assembling {
+  const { engine, noCache, signal, clock = () => performance.now() } = options
+  return { engine, noCache, signal, clock, cache: openCache(options.home) }
+}
+
+function cannotAssemble(plan: ImagePlan, reason: string | null): BentoError {
+  return new BentoError("ASSEMBLE_IMPOSSIBLE", `the image of ${plan.bento} cannot be assembled: ${reason}`)
+}
+
+/** The second way: the engine carries out the Dockerfile. Models come from images of their own. */
+async function* carryOut(
+  plan: ImagePlan,
+  models: readonly StoredModel[],
+  how: Assembling,
+): AsyncGenerator<BuildEvent, string> {
+  const { engine, signal, noCache } = how
+  const { platform } = plan
+  for (const image of new Set(plan.baseImages)) yield* engine.ensureImage(image, { platform, signal })
+  const images = new Map<string, string>()
+  try {
+    for (const stored of models) {
+      const tag = formatTag(stored.model.tag)
+      if (!images.has(tag)) images.set(tag, yield* ensureModelImage(stored, { ...how, platform }))
+    }
+  } catch (error) {
+    if (!(error instanceof CannotAssemble)) throw error
+    yield { type: "warning", message: `models are sent with the build context (${error.message})` }
+    images.clear()
+  }
+  const context = await createContext(withModelImages(plan, images))
+  signal?.throwIfAborted()
+  return yield* engine.build(context, { tags: plan.tags, platform, noCache, signal })
+}
+
+export interface ModelContainerOptions extends EngineOptions {
+  readonly model: TagRef
+  readonly home: string
+  readonly tags?: readonly string[] | undefined
+  /** What the model is laid on; nothing if it is absent. */
+  readonly baseImage?: string | undefined
+  readonly platform?: Platform | undefined
+}
+
+/** Makes an image of a model alone. The last event is `built`, or it throws. */
+export async function* containerizeModel(options: ModelContainerOptions): AsyncGenerator<BuildEvent> {
+  const { engine, signal, platform = "linux/amd64", baseImage } = options
+  const how = assembling(options)
+  const startedMs = how.clock()
+  const store = openModelStore(options.home)
+  const model = await store.get(options.model)
+  const tags = imageNames(options.tags ?? [formatTag(model.tag)])
+  await engine.ping(signal)
+  if (baseImage !== undefined) yield* engine.ensureImage(baseImage, { platform, signal })
+  const base = baseImage === undefined ? null : await engine.inspect(baseImage, signal)
+  const stored = { model, dir: store.dir(model.tag) }
+  const { imageId } = yield* modelImage(stored, tags, { ...how, platform, base: base ?? undefined })
+  const sizeBytes = await engine.sizeOf(imageId, signal)
+  yield { type: "built", builder: "assemble", imageId, tags, sizeBytes, durationMs: how.clock() - startedMs }
+}

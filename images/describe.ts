@@ -1,0 +1,150 @@
+/**
+ * What APIs a service has. The user's module is loaded in a child process, by the very bundle that will serve it, so
+ * that user code never runs in the command line's process: it may print, throw, exit, or never end.
+ */
+import { spawn } from "node:child_process"
+import { existsSync } from "node:fs"
+import { getCompileCacheDir } from "node:module"
+import path from "node:path"
+import type { Readable } from "node:stream"
+import { BentoError, IssueError } from "../store/errors.ts"
+import type { DescribeResult, JsonObject, ServeSpec, ServiceInfo } from "../store/bento.ts"
+
+export interface DescribeOptions {
+  readonly spec: ServeSpec
+  readonly runtimeDir: string
+  readonly nodePath: string
+  readonly env: Readonly<Record<string, string | undefined>>
+  readonly timeoutMs?: number | undefined
+  readonly signal?: AbortSignal | undefined
+  /** Gets what the user's module prints, from both of its streams. */
+  readonly stderr?: NodeJS.WritableStream | undefined
+  /** Called when the child has been started: for a tenth of a second this process has nothing to do. */
+  readonly meanwhile?: (() => void) | undefined
+}
+
+export interface Description {
+  readonly service: ServiceInfo
+  readonly openapi: JsonObject
+  /** Files that loading the service read, relative to its folder; empty when the runtime does not tell. */
+  readonly files: readonly string[]
+}
+
+/** No service has a description this long; a module that writes to file descriptor 3 might. */
+const MAX_RESULT_BYTES = 64 * 1024 * 1024
+
+/** Loads the service and describes it. Throws SERVICE_INVALID with the user's own file and line. */
+export async function describeService(options: DescribeOptions): Promise<Description> {
+  const { spec, runtimeDir, timeoutMs = 30_000 } = options
+  const entry = path.join(runtimeDir, "serve.js")
+  if (!existsSync(entry)) {
+    throw new BentoError("RUNTIME_MISSING", `the runtime bundle is not built: ${entry} does not exist`)
+  }
+  const ended = await runChild(entry, options, timeoutMs)
+  const what = spec.service ?? "the models"
+  if (ended.timedOut) {
+    throw new BentoError("SERVICE_INVALID", `loading ${what} did not end within ${timeoutMs / 1000} s`, {
+      hint: "A service file only declares: move what waits or loops into a handler.",
+    })
+  }
+  const result = parseResult(ended.result)
+  if (result === null) {
+    const how = ended.killedBy === null ? `exit code ${ended.code}` : `signal ${ended.killedBy}`
+    throw new BentoError("SERVICE_INVALID", `loading ${what} ended the process (${how})`, {
+      hint: "What it printed stands above; a service file must not call process.exit().",
+    })
+  }
+  if (!result.ok) {
+    const { message, file, line, column } = result
+    throw new IssueError("SERVICE_INVALID", `${what} cannot be used:`, [
+      {
+        message,
+        ...(file === undefined ? {} : { file }),
+        ...(line === undefined ? {} : { line }),
+        ...(column === undefined ? {} : { column }),
+      },
+    ])
+  }
+  return { service: result.service, openapi: result.openapi, files: result.files ?? [] }
+}
+
+interface Ended {
+  readonly code: number | null
+  readonly killedBy: string | null
+  readonly timedOut: boolean
+  readonly result: string
+}
+
+function runChild(entry: string, options: DescribeOptions, timeoutMs: number): Promise<Ended> {
+  const { spec, nodePath, env, signal, stderr } = options
+  signal?.throwIfAborted()
+  return new Promise((resolve, reject) => {
+    const child = spawn(nodePath, [entry, "--describe", "--spec", JSON.stringify(spec)], {
+      cwd: spec.srcDir,
+      env: { ...env, ...compileCache(), ORT_DISABLE_TELEMETRY: "1" },
+      stdio: ["ignore", "pipe", "pipe", "pipe"],
+      // A group of its own: what the user's module starts is ended with it.
+      detached: true,
+    })
+    if (options.meanwhile !== undefined) setImmediate(options.meanwhile)
+    let timedOut = false
+    let result: Buffer[] = []
+    let size = 0
+    const kill = (): void => {
+      try {
+        if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
+      } catch {
+        // It has ended already.
+      }
+    }
+    const timer = setTimeout(() => {
+      timedOut = true
+      kill()
+    }, timeoutMs)
+    signal?.addEventListener("abort", kill)
+    for (const stream of [child.stdout, child.stderr]) {
+      stream?.on("data", (chunk: Buffer) => stderr?.write(chunk))
+    }
+    // File descriptor 3 is a pipe that only the child writes to.
+    const answer = child.stdio[3] as Readable
+    answer.on("data", (chunk: Buffer) => {
+      size += chunk.length
+      if (size > MAX_RESULT_BYTES) result = []
+      else result.push(chunk)
+    })
+    const finish = (settle: () => void): void => {
+      clearTimeout(timer)
+      signal?.removeEventListener("abort", kill)
+      settle()
+    }
+    child.on("error", (error) => {
+      finish(() => {
+        reject(error)
+      })
+    })
+    // A process that the module left behind may hold the pipes open; the group goes with its leader.
+    child.on("exit", kill)
+    child.on("close", (code, killedBy) => {
+      finish(() => {
+        if (signal?.aborted === true) reject(signal.reason as Error)
+        else resolve({ code, killedBy, timedOut, result: Buffer.concat(result).toString() })
+      })
+    })
+  })
+}
+
+/** Our own cache of compiled code, if there is one, serves the child too: it halves the time to start it. */
+function compileCache(): Readonly<Record<string, string>> {
+  const dir = getCompileCacheDir()
+  // What comes back is the folder of this version of Node.
+  return dir === undefined ? {} : { NODE_COMPILE_CACHE: path.dirname(dir) }
+}
+
+function parseResult(text: string): DescribeResult | null {
+  try {
+    // The bundle of this very version wrote it; a module that writes there too makes it no JSON.
+    return JSON.parse(text) as DescribeResult
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,547 @@
+/**
+ * The Docker Engine as an `ImageEngine`: the only file that knows dockerode.
+ *
+ * dockerode's own `followProgress` ends without an error when the stream says `{"error": …}`, so every event is looked
+ * at here. Errors of the connection become errors that say what to do.
+ */
+import { readFileSync } from "node:fs"
+import { createRequire } from "node:module"
+import path from "node:path"
+import type { Readable } from "node:stream"
+import type Docker from "dockerode"
+import type { DockerOptions, DockerVersion, ImageBuildOptions } from "dockerode"
+import { BentoError, BuildError } from "../store/errors.ts"
+import { LoadRefused } from "./builder.ts"
+import type {
+  BuildEvent,
+  BuildOptions,
+  EngineInfo,
+  HistoryEntry,
+  ImageEngine,
+  ImageInfo,
+  ImageSummary,
+} from "./builder.ts"
+import { BuildKitTrace } from "./buildkit.ts"
+import type { BuildContext } from "./context.ts"
+import type { Platform } from "./plan.ts"
+import { splitReference } from "./reference.ts"
+
+type Env = Readonly<Record<string, string | undefined>>
+
+/** The engine that `DOCKER_HOST` names, or the local one. Nothing is asked of it before the first call. */
+export function createDockerBuilder(env: Env, options: { pingTimeoutMs?: number } = {}): ImageEngine {
+  return new DockerBuilder(env, options.pingTimeoutMs ?? 10_000)
+}
+
+class DockerBuilder implements ImageEngine {
+  readonly #env: Env
+  readonly #where: string
+  readonly #pingTimeoutMs: number
+  readonly #module: Promise<typeof Docker>
+  #docker: Promise<Docker> | undefined
+  #info: Promise<EngineInfo> | undefined
+
+  constructor(env: Env, pingTimeoutMs: number) {
+    this.#env = env
+    this.#pingTimeoutMs = pingTimeoutMs
+    // It takes a while to load, and whoever made this builder has something to do meanwhile.
+    this.#module = loadDockerode()
+    this.#module.catch(() => {}) // the first call tells
+    this.#where = whereOf(env)
+  }
+
+  #client(): Promise<Docker> {
+    this.#docker ??= this.#module.then((Client) => new Client(connectionOf(this.#env)))
+    return this.#docker
+  }
+
+  /** What an engine is does not change; whoever asked first may have been early. */
+  async ping(signal?: AbortSignal): Promise<EngineInfo> {
+    const asked = (this.#info ??= this.#askInfo(signal))
+    try {
+      return await asked
+    } catch (error) {
+      if (this.#info === asked) this.#info = undefined
+      throw error
+    }
+  }
+
+  async #askInfo(signal: AbortSignal | undefined): Promise<EngineInfo> {
+    const docker = await this.#client()
+    const limit = AbortSignal.timeout(this.#pingTimeoutMs)
+    const abortSignal = signal === undefined ? limit : AbortSignal.any([signal, limit])
+    // The types know no options here; dockerode 5 does.
+    type Ask<T> = (o: { abortSignal: AbortSignal }) => Promise<T>
+    const askVersion = docker.version.bind(docker) as Ask<DockerVersion>
+    const askInfo = docker.info.bind(docker) as Ask<unknown>
+    const [version, info] = await this.#ask(signal, async () => {
+      try {
+        return await Promise.all([
+          askVersion({ abortSignal }),
+          // Whoever may build need not be allowed to see this.
+          askInfo({ abortSignal }).catch((error: unknown) => {
+            if (statusOf(error) === undefined) throw error
+            return null
+          }),
+        ])
+      } catch (error) {
+        if (!limit.aborted) throw error
+        throw unreachable(this.#where, `no answer within ${this.#pingTimeoutMs / 1000} s`, error)
+      }
+    })
+    return {
+      version: version.Version,
+      apiVersion: version.ApiVersion,
+      os: version.Os,
+      arch: version.Arch,
+      noPartialLoads: noPartialLoads(version, info),
+    }
+  }
+
+  async *ensureImage(
+    reference: string,
+    options: { platform: Platform; signal?: AbortSignal | undefined },
+  ): AsyncGenerator<BuildEvent> {
+    const docker = await this.#client()
+    const found = await this.inspect(reference, options.signal)
+    if (found !== null && `${found.os}/${found.architecture}` === options.platform) return
+    const step = `pull ${reference}`
+    yield { type: "step", step, name: step, state: "started" }
+    const startedMs = performance.now()
+    try {
+      const pull = { platform: options.platform, ...withSignal(options.signal) }
+      const stream = await this.#ask(options.signal, () => docker.pull(reference, pull))
+      for await (const message of messages(stream)) {
+        if (message.error !== undefined) throw new Error(message.error)
+        const { current, total } = message.progressDetail ?? {}
+        if (message.id !== undefined && current !== undefined) {
+          yield { type: "progress", step, name: message.id, current, total: total ?? 0 }
+        }
+      }
+    } catch (error) {
+      options.signal?.throwIfAborted()
+      if (error instanceof BentoError) throw error
+      if (isDiskFull(messageOf(error))) throw diskFull(step, error)
+      throw baseImageUnavailable(reference, options.platform, found !== null, error)
+    }
+    yield { type: "step", step, name: step, state: "done", durationMs: performance.now() - startedMs }
+  }
+
+  async *build(context: BuildContext, options: BuildOptions): AsyncGenerator<BuildEvent, string> {
+    const { signal } = options
+    const docker = await this.#client()
+    const trace = new BuildKitTrace()
+    const tar = context.tar()
+    let broken: Error | undefined
+    tar.once("error", (error) => {
+      broken = error
+    })
+    let imageId: string | undefined
+    try {
+      const stream = await this.#ask(signal, () => docker.buildImage(tar, buildOptionsOf(options)))
+      for await (const message of messages(stream)) {
+        if (message.id === "moby.buildkit.trace" && typeof message.aux === "string") {
+          yield* trace.read(Buffer.from(message.aux, "base64"))
+        } else if (message.id === "moby.image.id" && typeof message.aux === "object") {
+          imageId = message.aux.ID
+        } else if (message.error !== undefined) {
+          throw buildFailure(message.error, trace)
+        }
+      }
+    } catch (error) {
+      signal?.throwIfAborted()
+      // Reading the context failed: the engine only saw a connection that broke.
+      if (broken instanceof BentoError) throw broken
+      if (error instanceof BentoError) throw error
+      if (isDiskFull(messageOf(error))) throw diskFull("sending the build context", error)
+      throw buildFailure(messageOf(broken ?? error), trace, error)
+    } finally {
+      tar.destroy()
+    }
+    signal?.throwIfAborted()
+    if (imageId === undefined) throw buildFailure("the engine ended the build without an image", trace)
+    return imageId
+  }
+
+  async sizeOf(imageId: string, signal?: AbortSignal): Promise<number> {
+    const docker = await this.#client()
+    const image = await this.#ask(signal, () => docker.getImage(imageId).inspect())
+    return image.Size
+  }
+
+  async inspect(reference: string, signal?: AbortSignal): Promise<ImageInfo | null> {
+    const docker = await this.#client()
+    const found = await this.#ask(signal, () => orNull(docker.getImage(reference).inspect()))
+    if (found === null) return null
+    // The type lacks what is there only at times, and promises what an answer of another engine may lack.
+    const { Variant, RootFS } = found as { Variant?: string; RootFS?: { Layers?: string[] } }
+    return {
+      id: found.Id,
+      os: found.Os,
+      architecture: found.Architecture,
+      variant: Variant === undefined || Variant === "" ? null : Variant,
+      layers: RootFS?.Layers ?? [],
+      config: { ...found.Config },
+      sizeBytes: found.Size,
+    }
+  }
+
+  async history(imageId: string, signal?: AbortSignal): Promise<HistoryEntry[]> {
+    const docker = await this.#client()
+    // Its type is any; newest first.
+    const lines = (await this.#ask(signal, () => docker.getImage(imageId).history())) as HistoryLine[]
+    return lines
+      .map(({ Created, CreatedBy, Comment, Size }) => {
+        return { createdS: Created, createdBy: CreatedBy, comment: Comment, sizeBytes: Size }
+      })
+      .toReversed()
+  }
+
+  async list(label: string, signal?: AbortSignal): Promise<ImageSummary[]> {
+    const docker = await this.#client()
+    const found = await this.#ask(signal, () => docker.listImages({ filters: { label: [label] } }))
+    return found
+      .toSorted((a, b) => b.Created - a.Created)
+      .map(({ Id, RepoTags, Labels, Size }) => ({
+        id: Id,
+        // An engine of 20.10 says <none>:<none>, later ones say nothing.
+        tags: ((RepoTags as string[] | null) ?? []).filter((tag) => tag !== "<none>:<none>"),
+        labels: (Labels as ImageSummary["labels"] | null) ?? {},
+        sizeBytes: Size,
+      }))
+  }
+
+  async readPaths<T>(
+    image: { readonly id: string; readonly platform: Platform },
+    paths: readonly string[],
+    read: (tar: Readable) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<(T | null)[]> {
+    const docker = await this.#client()
+    const container = await this.#ask(signal, () =>
+      docker.createContainer({
+        Image: image.id,
+        platform: image.platform,
+        Entrypoint: ["never-started"],
+        Cmd: [],
+        // Not the image's own, which would be made where it is missing.
+        WorkingDir: "/",
+        Labels: { [PROBE_LABEL]: "" },
+        ...withSignal(signal),
+      }),
+    )
+    try {
+      const found: (T | null)[] = []
+      for (const wanted of paths) {
+        const tar = await this.#ask(signal, () => orNull(container.getArchive({ path: wanted })))
+        found.push(tar === null ? null : await read(tar as Readable))
+      }
+      return found
+    } finally {
+      await container.remove({ force: true, v: true })
+    }
+  }
+
+  async *load(
+    archive: Readable,
+    { signal }: { signal?: AbortSignal | undefined },
+  ): AsyncGenerator<{ name: string; current: number; total: number }, void> {
+    const docker = await this.#client()
+    let broken: Error | undefined
+    archive.once("error", (error) => {
+      broken = error
+    })
+    try {
+      const stream = await this.#ask(signal, () =>
+        docker.loadImage(archive, { quiet: 0, ...withSignal(signal) }),
+      )
+      for await (const message of messages(stream)) {
+        if (message.error !== undefined) throw new LoadRefused(message.error)
+        const { current, total } = message.progressDetail ?? {}
+        if (message.id !== undefined && current !== undefined) {
+          yield { name: message.id, current, total: total ?? 0 }
+        }
+      }
+    } catch (error) {
+      signal?.throwIfAborted()
+      // Reading a file failed: the engine only saw a connection that broke.
+      if (broken instanceof BentoError) throw broken
+      if (error instanceof BentoError) throw error
+      const message = messageOf(broken ?? error)
+      if (isDiskFull(message)) throw diskFull("loading the image", error)
+      if (error instanceof LoadRefused) throw error
+      if (statusOf(error) !== undefined) throw new LoadRefused(message, { cause: error })
+      throw new BuildError(`the image could not be handed to the engine: ${message}`, { cause: error })
+    } finally {
+      archive.destroy()
+    }
+  }
+
+  async tag(imageId: string, reference: string, signal?: AbortSignal): Promise<boolean> {
+    const docker = await this.#client()
+    const { name, tag } = splitReference(reference)
+    const options = { repo: name, tag, ...withSignal(signal) }
+    const tagged = await this.#ask(signal, () => orNull(docker.getImage(imageId).tag(options)))
+    return tagged !== null
+  }
+
+  async remove(reference: string, signal?: AbortSignal): Promise<boolean> {
+    const docker = await this.#client()
+    return this.#ask(signal, async () => {
+      try {
+        await docker.getImage(reference).remove(withSignal(signal))
+        return true
+      } catch (error) {
+        if (statusOf(error) === 404) return true
+        if (statusOf(error) === 409) return false
+        throw error
+      }
+    })
+  }
+
+  async probes(signal?: AbortSignal): Promise<string[]> {
+    const docker = await this.#client()
+    const filters = { label: [PROBE_LABEL], status: ["created"] }
+    const found = await this.#ask(signal, () => docker.listContainers({ all: true, filters }))
+    return found.map(({ Id }) => Id)
+  }
+
+  async removeProbe(id: string, signal?: AbortSignal): Promise<boolean> {
+    const docker = await this.#client()
+    await this.#ask(signal, () => orNull(docker.getContainer(id).remove({ v: true })))
+    return true
+  }
+
+  /** A call to the engine, with errors of the connection in our words. */
+  async #ask<T>(signal: AbortSignal | undefined, call: () => Promise<T>): Promise<T> {
+    signal?.throwIfAborted()
+    try {
+      return await call()
+    } catch (error) {
+      signal?.throwIfAborted()
+      throw this.#connectionError(error)
+    }
+  }
+
+  #connectionError(error: unknown): unknown {
+    const code = error instanceof Error && "code" in error ? error.code : undefined
+    if (code === "EACCES" || code === "EPERM") {
+      return new BentoError("ENGINE_DENIED", `the Docker Engine at ${this.#where} refuses access to you`, {
+        hint: 'Use sudo, or join its group: `sudo usermod -aG docker "$USER"`, then log in again.',
+        cause: error,
+      })
+    }
+    const gone = [
+      "ENOENT",
+      "ECONNREFUSED",
+      "ENOTFOUND",
+      "EAI_AGAIN",
+      "EHOSTUNREACH",
+      "ENETUNREACH",
+      "ETIMEDOUT",
+    ]
+    if (typeof code === "string" && (gone.includes(code) || code === "ENOTSOCK")) {
+      return unreachable(this.#where, code, error)
+    }
+    return error
+  }
+}
+
+/**
+ * Most of the time to load dockerode goes into gRPC, for sessions beside a build, and into SSH: both are put off until
+ * they are called. Where dockerode has no such files any more, it loads as it is.
+ */
+async function loadDockerode(): Promise<typeof Docker> {
+  const require = createRequire(import.meta.url)
+  try {
+    const dockerode = require.resolve("dockerode")
+    putOff(require, require.resolve("dockerode/lib/session.js"))
+    putOff(require, path.join(path.dirname(createRequire(dockerode).resolve("docker-modem")), "ssh.js"))
+  } catch {
+    // As it is, then.
+  }
+  return (await import("dockerode")).default
+}
+
+/** Lets a CommonJS file that exports one function load at its first call. */
+function putOff(require: NodeJS.Require, file: string): void {
+  const exports = (...args: unknown[]): unknown => {
+    delete require.cache[file]
+    return (require(file) as (...given: unknown[]) => unknown)(...args)
+  }
+  require.cache[file] ??= { id: file, filename: file, loaded: true, exports } as unknown as NodeModule // all that it looks at
+}
+
+/** On containers that are made only to look into an image; they are removed at once, or by `image prune`. */
+const PROBE_LABEL = "bentoctl.probe"
+
+interface HistoryLine {
+  readonly Created: number
+  readonly CreatedBy: string
+  readonly Comment: string
+  readonly Size: number
+}
+
+/** Null for what the engine does not have. */
+async function orNull<T>(asked: Promise<T>): Promise<T | null> {
+  try {
+    return await asked
+  } catch (error) {
+    if (statusOf(error) === 404) return null
+    throw error
+  }
+}
+
+/** What an engine says of itself that makes it read all layers of an archive, whether it has them or not. */
+function noPartialLoads(version: unknown, info: unknown): string | null {
+  const { Components } = version as { Components?: { Name?: string }[] | null }
+  if (Components?.some(({ Name }) => Name !== undefined && /podman/i.test(Name)) === true) {
+    return "Podman takes whole images only"
+  }
+  if (info === null) return "the engine does not tell how it keeps its images"
+  const { DriverStatus } = info as { DriverStatus?: [string, string][] | null }
+  if (DriverStatus?.some(([, value]) => value.startsWith("io.containerd.snapshotter")) === true) {
+    return "the engine keeps its images in containerd, which takes whole images only"
+  }
+  return null
+}
+
+// Connection ----------------------------------------------------------------------------------------------------
+
+const DEFAULT_SOCKET = "/var/run/docker.sock"
+
+function unreachable(where: string, reason: string, cause: unknown): BentoError {
+  return new BentoError("ENGINE_UNREACHABLE", `no Docker Engine answers at ${where} (${reason})`, {
+    hint: "Install it (on Debian or Ubuntu: `apt-get install docker.io`) and start it, or set DOCKER_HOST.",
+    cause,
+  })
+}
+
+function whereOf(env: Env): string {
+  const host = env["DOCKER_HOST"]
+  return host === undefined || host === "" ? DEFAULT_SOCKET : host
+}
+
+/** `unix://`, `tcp://` and, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, TLS; as docker's own client reads them. */
+function connectionOf(env: Env): DockerOptions {
+  const where = whereOf(env)
+  if (where.startsWith("/")) return { socketPath: where }
+  const unusable = (reason: string): BentoError =>
+    new BentoError("ENGINE_UNREACHABLE", `DOCKER_HOST is ${where}, ${reason}`, {
+      hint: "Use unix:///path/to/docker.sock or tcp://host:port.",
+    })
+  const url = URL.parse(where)
+  if (url === null) throw unusable("which is no address")
+  if (url.protocol === "unix:") return { socketPath: url.pathname === "" ? DEFAULT_SOCKET : url.pathname }
+  if (url.protocol !== "tcp:" && url.protocol !== "http:" && url.protocol !== "https:") {
+    throw unusable(`and ${url.protocol}// is not supported`)
+  }
+  const tls = (env["DOCKER_TLS_VERIFY"] ?? "") !== "" || url.protocol === "https:"
+  const folder = env["DOCKER_CERT_PATH"] ?? path.join(env["HOME"] ?? "/", ".docker")
+  const certificate = (name: string): Buffer => {
+    try {
+      return readFileSync(path.join(folder, name))
+    } catch {
+      throw unusable(`but its certificates cannot be read: ${path.join(folder, name)}`)
+    }
+  }
+  return {
+    host: url.hostname,
+    port: url.port === "" ? (tls ? 2376 : 2375) : Number(url.port),
+    protocol: tls ? "https" : "http",
+    ...(tls ? { ca: certificate("ca.pem"), cert: certificate("cert.pem"), key: certificate("key.pem") } : {}),
+  }
+}
+
+function buildOptionsOf({ tags, platform, labels, noCache, signal }: BuildOptions): ImageBuildOptions {
+  return {
+    // BuildKit. As a number: for the text "2" dockerode opens a gRPC session beside the build, which is there for
+    // registry credentials (base images are in the engine by now) and stays open when a build fails.
+    version: 2 as unknown as "2",
+    dockerfile: "Dockerfile",
+    t: [...tags] as unknown as string, // the type says one, the query takes many
+    platform,
+    rm: true,
+    ...(labels === undefined ? {} : { labels }),
+    ...(noCache === true ? { nocache: true } : {}),
+    ...withSignal(signal),
+  }
+}
+
+function withSignal(signal: AbortSignal | undefined): { abortSignal?: AbortSignal } {
+  return signal === undefined ? {} : { abortSignal: signal }
+}
+
+// The engine's messages -----------------------------------------------------------------------------------------
+
+interface Message {
+  readonly id?: string
+  readonly aux?: string | { readonly ID?: string }
+  readonly error?: string
+  readonly progressDetail?: { readonly current?: number; readonly total?: number }
+}
+
+/** One JSON value per line. */
+async function* messages(stream: NodeJS.ReadableStream): AsyncGenerator<Message> {
+  const decoder = new TextDecoder()
+  let rest = ""
+  for await (const chunk of stream as Readable) {
+    const lines = (rest + decoder.decode(chunk as Uint8Array, { stream: true })).split("\n")
+    rest = lines.pop() ?? ""
+    for (const line of lines) if (line.trim() !== "") yield JSON.parse(line) as Message
+  }
+  if (rest.trim() !== "") yield JSON.parse(rest) as Message
+}
+
+// Failures ------------------------------------------------------------------------------------------------------
+
+function buildFailure(message: string, trace: BuildKitTrace, cause?: unknown): BentoError {
+  const { step, error, logTail } = trace.failure()
+  if (isDiskFull(message) || isDiskFull(error)) return diskFull(step ?? "the build", cause ?? message)
+  const reason = /exit code: (\d+)\s*$/.exec(error || message)?.[1]
+  return new BuildError(
+    step === undefined
+      ? `the image build failed: ${message}`
+      : `the image build failed at ${step}: ${reason === undefined ? error || message : `exit code ${reason}`}`,
+    { ...(step === undefined ? {} : { step }), logTail, cause: cause ?? message },
+  )
+}
+
+function isDiskFull(text: string): boolean {
+  return /no space left on device/i.test(text)
+}
+
+function diskFull(step: string, cause: unknown): BentoError {
+  return new BentoError("ENGINE_DISK_FULL", `the Docker Engine has no space left on its disk (at ${step})`, {
+    hint: "Make room with `docker system prune`, or give the engine a larger disk.",
+    cause,
+  })
+}
+
+function baseImageUnavailable(
+  reference: string,
+  platform: Platform,
+  present: boolean,
+  cause: unknown,
+): BentoError {
+  const reason = messageOf(cause)
+    .replace(/^\(HTTP code \d+\) .*? - /, "")
+    .trim()
+  const where = present
+    ? `the engine has the base image ${reference}, but not for ${platform}, and cannot pull it`
+    : `the base image ${reference} is not in the engine and cannot be pulled`
+  return new BentoError("BASE_IMAGE_UNAVAILABLE", `${where}: ${reason}`, {
+    hint:
+      `Load it (\`docker load\`, or \`docker tag LOCAL ${reference}\`), or build on another image with Node 24: ` +
+      "`docker.base_image` in bentofile.yaml, or the environment variable BENTOCTL_BASE_IMAGE.",
+    cause,
+  })
+}
+
+function statusOf(error: unknown): number | undefined {
+  return error instanceof Error && "statusCode" in error ? (error.statusCode as number) : undefined
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}

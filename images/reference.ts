@@ -1,0 +1,25 @@
+/** Image references (`registry:port/path:tag@digest`): the grammar of the distribution project. */
+
+const ALNUM = "[a-zA-Z0-9]"
+const DOMAIN_PART = `(?:${ALNUM}|${ALNUM}[a-zA-Z0-9-]*${ALNUM})`
+const DOMAIN = `(?:${DOMAIN_PART}(?:\\.${DOMAIN_PART})*|\\[[a-fA-F0-9:]+\\])(?::[0-9]+)?`
+const PATH_PART = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*"
+const NAME = `(?:${DOMAIN}/)?${PATH_PART}(?:/${PATH_PART})*`
+const TAG = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+const DIGEST = "[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
+const REFERENCE = new RegExp(`^(${NAME})(?::(${TAG}))?(?:@(${DIGEST}))?$`)
+
+/** The reference in its written form, or null when it breaks the grammar. `tagged` = no digest allowed. */
+export function parseImageReference(text: string, options: { tagged?: boolean } = {}): string | null {
+  const match = REFERENCE.exec(text)
+  if (match === null) return null
+  const [, name = "", tag, digest] = match
+  if (name.length > 255 || (options.tagged === true && digest !== undefined)) return null
+  return `${name}${tag === undefined ? "" : `:${tag}`}${digest === undefined ? "" : `@${digest}`}`
+}
+
+/** Name and tag of a reference without a digest; `latest` where it has no tag. */
+export function splitReference(reference: string): { readonly name: string; readonly tag: string } {
+  const [, name = reference, tag = "latest"] = REFERENCE.exec(reference) ?? []
+  return { name, tag }
+}

@@ -1,0 +1,352 @@
+/** A Bento, and the JSON that passes between the command line, the describing child process and the server. */
+import { BentoError } from "./errors.ts"
+import { asWritten, Fields, toJson } from "./manifest.ts"
+import { BENTOML_VERSION, readCreationTime, readTag } from "./model.ts"
+import { emitYaml } from "./pyyaml.ts"
+import { formatTag, parseTag, type Tag } from "./tag.ts"
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
+export type JsonObject = { [key: string]: Json }
+
+/** A descriptor as data: what a request or response body is. */
+export interface DescriptorInfo {
+  readonly kind: "json" | "text" | "ndarray" | "tensors"
+  readonly mediaType: string
+  /** JSON Schema (2020-12) of the body. */
+  readonly schema: JsonObject
+}
+
+/** One HTTP API of a service. `route` begins with a slash. */
+export interface ApiInfo {
+  readonly name: string
+  readonly route: string
+  readonly doc: string | null
+  readonly input: DescriptorInfo
+  readonly output: DescriptorInfo
+}
+
+/** One runner of a service: the model as asked for, and the signatures that it calls. */
+export interface RunnerInfo {
+  readonly name: string
+  readonly model: string
+  readonly methods: readonly string[]
+}
+
+export interface ServiceInfo {
+  readonly name: string
+  readonly runners: readonly RunnerInfo[]
+  readonly apis: readonly ApiInfo[]
+}
+
+/** What the describing child writes on its file descriptor 3. Lines and columns count from 1, in the user's file. */
+export type DescribeResult =
+  | {
+      readonly ok: true
+      readonly service: ServiceInfo
+      readonly openapi: JsonObject
+      /** What importing the service read, relative to `srcDir`: a Bento must hold all of it. */
+      readonly files?: readonly string[]
+    }
+  | {
+      readonly ok: false
+      readonly message: string
+      readonly file?: string
+      readonly line?: number
+      readonly column?: number
+    }
+
+/** What `--check-model` writes on its file descriptor 3. */
+export type CheckResult =
+  | { readonly ok: true; readonly inputs: readonly string[]; readonly outputs: readonly string[] }
+  | { readonly ok: false; readonly message: string }
+
+/** A model as the server is to load it: exact tag and the folder that holds its files. */
+export interface ServeModel {
+  readonly tag: string
+  readonly alias?: string
+  readonly dir: string
+}
+
+/** All that a server needs: made from a bentofile and a store by `bentoctl serve`, from `bento.yaml` in an image. */
+export interface ServeSpec {
+  readonly name: string
+  readonly version: string | null
+  /** `file.ts:export`, relative to `srcDir`; null = every signature of every model becomes an API. */
+  readonly service: string | null
+  readonly srcDir: string
+  readonly models: readonly ServeModel[]
+  readonly labels?: Readonly<Record<string, string>>
+  readonly description?: string
+}
+
+/** A model of a Bento, pinned to its exact tag. */
+export interface BentoModel {
+  readonly tag: Tag
+  readonly module: string
+  readonly creationTime: string
+  readonly alias?: string
+}
+
+export type EnvStage = "all" | "build" | "runtime"
+
+/** `docker:` of a bentofile after checking; empty collections instead of absent keys. */
+export interface DockerOptions {
+  readonly distro: "debian"
+  readonly baseImage: string | null
+  readonly cudaVersion: string | null
+  readonly env: Readonly<Record<string, string>>
+  readonly systemPackages: readonly string[]
+  /** Path inside `src/`. */
+  readonly setupScript: string | null
+}
+
+/** `bento.yaml` in memory. On disk: BentoML's keys and order (spec 1), and ours under `bentoctl:`. */
+export interface Bento {
+  readonly tag: Tag
+  /** `service.ts:svc`, or "" for a Bento without code. */
+  readonly service: string
+  readonly description: string
+  readonly labels: Readonly<Record<string, string>>
+  readonly models: readonly BentoModel[]
+  readonly envs: readonly { readonly name: string; readonly value: string; readonly stage: EnvStage }[]
+  readonly docker: DockerOptions
+  readonly runners: readonly RunnerInfo[]
+  readonly apis: readonly ApiInfo[]
+  /** Version of bentoctl that built it; "" for a Bento by Python's BentoML. */
+  readonly bentoctlVersion: string
+  readonly creationTime: string
+}
+
+export const BENTO_YAML = "bento.yaml"
+
+/**
+ * Reads `bento.yaml`, of spec 1 and 2; `path` is for messages. What only bentoctl knows (schemas, routes, runners' methods)
+ * is empty in a Bento by Python's BentoML. Throws MANIFEST_INVALID with every problem and its line.
+ */
+export function parseBentoYaml(text: string, path: string): Bento {
+  const fields = Fields.read(text, path)
+  const ours = fields.map("bentoctl")
+  const bento: Bento = {
+    tag: readTag(fields),
+    service: fields.text("service", ""),
+    description: ours.text("description", ""),
+    labels: fields.texts("labels"),
+    models: readModels(fields),
+    envs: fields.list("envs").map(readEnv),
+    docker: readDocker(ours.get("docker") === null ? fields.map("docker") : ours.map("docker")),
+    runners: ours.list("runners").map(readRunner),
+    apis: ours.list("apis").map(readApi),
+    bentoctlVersion: ours.text("version", ""),
+    creationTime: readCreationTime(fields),
+  }
+  fields.finish()
+  return bento
+}
+
+/** Throws for a Bento of Python's BentoML: it can be listed and read, and neither served nor made into an image. */
+export function refusePythonBento(bento: Bento): void {
+  if (bento.bentoctlVersion !== "") return
+  throw new BentoError(
+    "MANIFEST_INVALID",
+    `${formatTag(bento.tag)} was built by Python's BentoML, and its service needs Python`,
+    { hint: "Its models can be served: list them in a bentofile.yaml and run `bentoctl build`." },
+  )
+}
+
+/**
+ * `bento.yaml` with BentoML's keys in the order of spec 1, nulls written out, and ours under `bentoctl:` at the end.
+ * BentoML knows a closed list of CUDA versions and fails on others, so that one stands under `bentoctl:` only.
+ */
+export function formatBentoYaml(bento: Bento): string {
+  return emitYaml({
+    service: bento.service,
+    name: bento.tag.name,
+    version: bento.tag.version,
+    bentoml_version: BENTOML_VERSION,
+    creation_time: bento.creationTime,
+    labels: asWritten(bento.labels),
+    models: bento.models.map((model) => ({
+      tag: formatTag(model.tag),
+      module: model.module,
+      creation_time: model.creationTime,
+      alias: model.alias,
+    })),
+    entry_service: "",
+    services: [],
+    envs: bento.envs.map(({ name, value, stage }) => ({ name, value, stage })),
+    schema: {},
+    args: {},
+    spec: 1,
+    runners: bento.runners.map((runner) => ({
+      name: runner.name,
+      runnable_type: "ONNXRunnable",
+      embedded: false,
+      models: bento.models
+        .filter((model) => isMeant(runner.model, model))
+        .map((model) => formatTag(model.tag)),
+      resource_config: null,
+    })),
+    apis: bento.apis.map((api) => ({
+      name: api.name,
+      input_type: BENTOML_DESCRIPTORS[api.input.kind],
+      output_type: BENTOML_DESCRIPTORS[api.output.kind],
+    })),
+    docker: {
+      distro: bento.docker.distro,
+      python_version: null,
+      cuda_version: null,
+      env: nullIfEmpty(bento.docker.env),
+      system_packages: nullIfEmpty(bento.docker.systemPackages),
+      setup_script: bento.docker.setupScript,
+      base_image: bento.docker.baseImage,
+      dockerfile_template: null,
+    },
+    ...BENTOML_PYTHON,
+    bentoctl: {
+      version: bento.bentoctlVersion,
+      description: bento.description,
+      runners: bento.runners.map(({ name, model, methods }) => ({ name, model, methods })),
+      apis: bento.apis.map((api) => ({
+        name: api.name,
+        route: api.route,
+        doc: api.doc,
+        input: formatDescriptor(api.input),
+        output: formatDescriptor(api.output),
+      })),
+      docker: {
+        distro: bento.docker.distro,
+        base_image: bento.docker.baseImage,
+        cuda_version: bento.docker.cudaVersion,
+        env: bento.docker.env,
+        system_packages: bento.docker.systemPackages,
+        setup_script: bento.docker.setupScript,
+      },
+    },
+  })
+}
+
+/** Our descriptors under the names of BentoML's classes. */
+const BENTOML_DESCRIPTORS = { json: "JSON", text: "Text", ndarray: "NumpyNdarray", tensors: "JSON" } as const
+
+/** BentoML's defaults of what has no meaning here. */
+const BENTOML_PYTHON = {
+  python: {
+    requirements_txt: null,
+    packages: null,
+    lock_packages: true,
+    pack_git_packages: true,
+    index_url: null,
+    no_index: null,
+    trusted_host: null,
+    find_links: null,
+    extra_index_url: null,
+    pip_args: null,
+    wheels: null,
+    is_src_layout: false,
+  },
+  conda: { environment_yml: null, channels: null, dependencies: null, pip: null },
+}
+
+/** Whether a runner that asked for `asked` (an alias, `name`, `name:latest`, `name:prefix`) got this model. */
+function isMeant(asked: string, model: BentoModel): boolean {
+  const { name } = model.tag
+  if (asked === model.alias || asked === name || asked === `${name}:latest`) return true
+  return asked.includes(":") && formatTag(model.tag).startsWith(asked)
+}
+
+function nullIfEmpty<T extends object>(value: T): T | null {
+  return Object.keys(value).length === 0 ? null : value
+}
+
+function formatDescriptor(descriptor: DescriptorInfo): object {
+  return { kind: descriptor.kind, media_type: descriptor.mediaType, schema: descriptor.schema }
+}
+
+function readModels(fields: Fields): BentoModel[] {
+  if (fields.values("models").some((value) => typeof value === "string")) return readOldModels(fields)
+  return fields.list("models").map((model) => {
+    const alias = model.textOrNull("alias")
+    return {
+      tag: readTagText(model, "tag", model.text("tag")),
+      module: model.text("module", ""),
+      creationTime: readCreationTime(model),
+      ...(alias === null ? {} : { alias }),
+    }
+  })
+}
+
+/** Before 1.0.0a7 a model was a plain tag. */
+function readOldModels(fields: Fields): BentoModel[] {
+  return fields.values("models").map((value) => ({
+    tag: readTagText(fields, "models", typeof value === "string" ? value : ""),
+    module: "unknown",
+    creationTime: "0001-01-01T00:00:00+00:00",
+  }))
+}
+
+function readTagText(fields: Fields, key: string, text: string): Tag {
+  try {
+    return parseTag(text)
+  } catch (error) {
+    fields.issue([key], error instanceof Error ? error.message : String(error))
+    return { name: "", version: "" }
+  }
+}
+
+function readEnv(env: Fields): Bento["envs"][number] {
+  return {
+    name: env.text("name"),
+    value: env.text("value", ""),
+    stage: readChoice(env, "stage", ["all", "build", "runtime"]),
+  }
+}
+
+function readDocker(docker: Fields): DockerOptions {
+  return {
+    distro: "debian",
+    baseImage: docker.textOrNull("base_image"),
+    cudaVersion: docker.textOrNull("cuda_version"),
+    env: docker.texts("env"),
+    systemPackages: readTexts(docker, "system_packages"),
+    setupScript: docker.textOrNull("setup_script"),
+  }
+}
+
+function readRunner(runner: Fields): RunnerInfo {
+  return { name: runner.text("name"), model: runner.text("model"), methods: readTexts(runner, "methods") }
+}
+
+function readApi(api: Fields): ApiInfo {
+  return {
+    name: api.text("name"),
+    route: api.text("route"),
+    doc: api.textOrNull("doc"),
+    input: readDescriptor(api.map("input")),
+    output: readDescriptor(api.map("output")),
+  }
+}
+
+function readDescriptor(descriptor: Fields): DescriptorInfo {
+  return {
+    kind: readChoice(descriptor, "kind", ["json", "text", "ndarray", "tensors"]),
+    mediaType: descriptor.text("media_type"),
+    schema: toJson(descriptor.record("schema")) as JsonObject, // toJson leaves JSON and binary data; a schema has none
+  }
+}
+
+/** One of the words; the first where it is absent. */
+function readChoice<T extends string>(fields: Fields, key: string, words: readonly [T, ...T[]]): T {
+  const text = fields.text(key, words[0])
+  const word = words.find((known) => known === text)
+  if (word === undefined)
+    fields.issue([key], `must be one of ${words.join(", ")}, is ${JSON.stringify(text)}`)
+  return word ?? words[0]
+}
+
+function readTexts(fields: Fields, key: string): string[] {
+  return fields.values(key).map((value, index) => {
+    if (typeof value === "string") return value
+    fields.issue([key, String(index)], "must be text")
+    return ""
+  })
+}

@@ -1,0 +1,75 @@
+/** What the end-to-end tests share: the built command line, the engine's own client, and folders that go afterwards. */
+import { execFile } from "node:child_process"
+import { mkdtemp, rm } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import path from "node:path"
+import { promisify } from "node:util"
+
+export const root = path.resolve(import.meta.dirname, "../..")
+const exec = promisify(execFile)
+
+export interface Ran {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** Runs a program to its end; never throws for an exit code. */
+export async function run(
+  file: string,
+  args: readonly string[],
+  options: { cwd?: string; env?: Readonly<Record<string, string | undefined>>; timeoutMs?: number } = {},
+): Promise<Ran> {
+  try {
+    const { stdout, stderr } = await exec(file, args, {
+      cwd: options.cwd,
+      env: { ...process.env, ...options.env },
+      timeout: options.timeoutMs ?? 240_000,
+      maxBuffer: 2 ** 26,
+    })
+    return { code: 0, stdout, stderr }
+  } catch (error) {
+    const failed = error as { code?: unknown; stdout?: string; stderr?: string; message: string }
+    return {
+      code: typeof failed.code === "number" ? failed.code : 1,
+      stdout: failed.stdout ?? "",
+      stderr: failed.stderr ?? failed.message,
+    }
+  }
+}
+
+/** The packed command line (`npm run build`), with a store of its own. */
+export function bentoctl(
+  args: readonly string[],
+  env: Readonly<Record<string, string>>,
+  cwd = root,
+): Promise<Ran> {
+  return run(process.execPath, [path.join(root, "dist/cli/main.js"), ...args], { env, cwd })
+}
+
+/** The engine's own client; throws when it fails, since the tests only ask it for what must work. */
+export async function docker(...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await run("docker", args)
+  if (code !== 0) throw new Error(`docker ${args.join(" ")}: ${stderr}`)
+  return stdout.trim()
+}
+
+/** A folder for one test file; give `remove` to `after`. */
+export async function temporaryFolder(): Promise<{ folder: string; remove: () => Promise<void> }> {
+  const folder = await mkdtemp(path.join(tmpdir(), "bentoctl-e2e-"))
+  return { folder, remove: () => rm(folder, { recursive: true, force: true }) }
+}
+
+/** Resolves when the URL answers 200. */
+export async function until200(url: string, timeoutMs = 20_000): Promise<void> {
+  const deadlineMs = performance.now() + timeoutMs
+  for (;;) {
+    const ready = await fetch(url).then(
+      (response) => response.status === 200,
+      () => false,
+    )
+    if (ready) return
+    if (performance.now() > deadlineMs) throw new Error(`${url} does not answer 200 after ${timeoutMs} ms`)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}

@@ -1,0 +1,49 @@
+# Made by bentoctl. What is edited here has no effect: `bentoctl containerize` renders it anew.
+FROM node:24-bookworm-slim AS node-image
+
+# The CUDA libraries are too large for the npm package: its own installer fetches them from NuGet.
+FROM node-image AS onnxruntime-cuda
+USER 0:0
+WORKDIR /onnxruntime
+RUN --mount=type=cache,target=/root/.npm,sharing=locked \
+    set -eu; \
+    npm install --ignore-scripts --no-audit --no-fund onnxruntime-node@1.30.0; \
+    ONNXRUNTIME_NODE_INSTALL=cuda12 node node_modules/onnxruntime-node/script/install.js
+
+FROM mirror.local:5000/nvidia/cuda:12.6.3
+COPY --from=node-image ["/usr/local/bin/node", "/usr/local/bin/node"]
+USER 0:0
+
+ENV NODE_ENV="production"
+ENV BENTO_PATH="/home/bentoml/bento"
+ENV BENTOML_HOME="/home/bentoml"
+ENV BENTOML_CONTAINERIZED="true"
+ENV ORT_DISABLE_TELEMETRY="1"
+
+COPY --from=onnxruntime-cuda \
+    ["/onnxruntime/node_modules/onnxruntime-node/bin/napi-v6/linux/x64/libonnxruntime_providers_cuda.so", \
+    "/onnxruntime/node_modules/onnxruntime-node/bin/napi-v6/linux/x64/libonnxruntime_providers_shared.so", \
+    "/opt/bentoctl/node_modules/onnxruntime-node/bin/napi-v6/linux/x64/"]
+COPY ["runtime/", "/opt/bentoctl/"]
+COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
+COPY ["src/", "/home/bentoml/bento/src/"]
+COPY ["bento/", "/home/bentoml/bento/"]
+
+WORKDIR /home/bentoml/bento
+EXPOSE 3000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["node", "/opt/bentoctl/healthcheck.js"]
+LABEL "bentoctl.apis"="[{\"name\":\"classify\",\"route\":\"/classify\",\"input\":\"application/json\",\"output\":\"application/json\"}]"
+LABEL "bentoctl.bento"="iris_classifier:u2swufhfec6rgax4"
+LABEL "bentoctl.models"="[{\"tag\":\"iris:v1\"}]"
+LABEL "bentoctl.service"="service.ts:svc"
+LABEL "bentoctl.version"="0.1.0"
+LABEL "org.opencontainers.image.base.name"="mirror.local:5000/nvidia/cuda:12.6.3"
+LABEL "org.opencontainers.image.created"="2026-01-02T03:04:05.678901Z"
+LABEL "org.opencontainers.image.description"="Iris"
+LABEL "org.opencontainers.image.title"="iris_classifier"
+LABEL "org.opencontainers.image.version"="u2swufhfec6rgax4"
+LABEL "owner"="team a"
+USER 1034:1034
+ENTRYPOINT ["node", "/opt/bentoctl/entrypoint.js"]

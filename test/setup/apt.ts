@@ -1,0 +1,223 @@
+/** What the set-up needs of apt: installing packages, and the machine's own mirrors for a Debian root file system. */
+
+import { readdir, readFile } from "node:fs/promises"
+import { join } from "node:path"
+import { run, SetupError, tail } from "./process.ts"
+import type { Log } from "./process.ts"
+
+/** The machine's Linux distribution, as /etc/os-release names it. */
+export interface Distribution {
+  readonly id: string
+  readonly like: readonly string[]
+  readonly codename: string
+  readonly name: string
+}
+
+/** Reads the text of /etc/os-release. */
+export function parseOsRelease(text: string): Distribution {
+  const values = new Map<string, string>()
+  for (const line of text.split("\n")) {
+    const match = /^([A-Z_]+)=(.*)$/.exec(line.trim())
+    if (match === null) continue
+    const [, key = "", raw = ""] = match
+    values.set(key, raw.replace(/^(["'])(.*)\1$/, "$2"))
+  }
+  return {
+    id: values.get("ID") ?? "unknown",
+    like: (values.get("ID_LIKE") ?? "").split(/\s+/).filter((word) => word !== ""),
+    codename: values.get("VERSION_CODENAME") ?? "",
+    name: values.get("PRETTY_NAME") ?? values.get("ID") ?? "this system",
+  }
+}
+
+export async function readDistribution(): Promise<Distribution> {
+  if (process.platform !== "linux")
+    return { id: process.platform, like: [], codename: "", name: process.platform }
+  const text = await readFile("/etc/os-release", "utf8").catch(() => "")
+  return parseOsRelease(text)
+}
+
+/** Whether the set-up knows how to install packages here (Debian, Ubuntu and what is built on them). */
+export function usesApt(distribution: Distribution): boolean {
+  return [distribution.id, ...distribution.like].some((id) => id === "debian" || id === "ubuntu")
+}
+
+export function isRoot(): boolean {
+  return process.getuid?.() === 0
+}
+
+const aptOptions = ["-o", "DPkg::Lock::Timeout=180", "-o", "Acquire::Retries=2", "-o", "Dpkg::Use-Pty=0"]
+
+/**
+ * Installs packages, after a fresh `apt-get update`. Names in `optional` are installed where this release has them
+ * (Debian 13 split `docker-cli` from `docker.io`; Debian 12 has no such package).
+ */
+export async function aptInstall(
+  packages: readonly string[],
+  options: { log: Log; optional?: readonly string[] },
+): Promise<void> {
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
+  const updated = await run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  if (updated.missing) {
+    throw new SetupError("There is no apt-get on this machine", `Install ${packages.join(", ")} by hand.`)
+  }
+  const found: string[] = []
+  for (const name of options.optional ?? []) {
+    const shown = await run("apt-cache", ["show", "--no-all-versions", name], { env })
+    if (shown.code === 0) found.push(name)
+  }
+  const wanted = [...packages, ...found]
+  const args = ["install", "-y", "--no-install-recommends", ...aptOptions, ...wanted]
+  options.log(`apt-get install -y --no-install-recommends ${wanted.join(" ")}`)
+  const installed = await run("apt-get", args, { env, timeoutMs: 600_000 })
+  if (installed.code === 0) return
+  throw new SetupError(
+    aptFailure(wanted, updated.stderr, installed),
+    aptHint(updated.stdout + updated.stderr + installed.stderr + installed.stdout, wanted),
+  )
+}
+
+function aptFailure(
+  wanted: readonly string[],
+  update: string,
+  install: { stdout: string; stderr: string },
+): string {
+  const updateErrors = update.split("\n").filter((line) => /^[EW]: /.test(line))
+  const parts = [`apt-get could not install ${wanted.join(", ")}:`, tail(install.stderr || install.stdout, 6)]
+  if (updateErrors.length > 0)
+    parts.push("  and apt-get update had said:", tail(updateErrors.slice(0, 2).join("\n")))
+  return parts.join("\n")
+}
+
+/** What to do about a failure of apt, by what it printed. */
+export function aptHint(output: string, wanted: readonly string[]): string {
+  const again = `then run this again, or do it by hand: apt-get update && apt-get install ${wanted.join(" ")}`
+  if (
+    /Temporary failure resolving|Could not resolve|Could not connect|Connection (timed out|refused)/i.test(
+      output,
+    )
+  ) {
+    return `The package mirrors cannot be reached: check the network (or the proxy in /etc/apt/apt.conf.d), ${again}`
+  }
+  if (/Unable to acquire the dpkg|Could not get lock|is another process using it/i.test(output)) {
+    return `Another apt or dpkg is running: let it finish, ${again}`
+  }
+  if (/No space left on device|not enough free space/i.test(output))
+    return `The disk is full: make room, ${again}`
+  if (/Unable to locate package|has no installation candidate/i.test(output)) {
+    return `The apt sources of this machine do not hold the package: look at /etc/apt/sources.list*, ${again}`
+  }
+  if (/certificate|GPG error|NO_PUBKEY|is not signed/i.test(output)) {
+    return `A mirror's certificate or key is not trusted: look at the lines above, ${again}`
+  }
+  return `Mend what apt names above, ${again}`
+}
+
+/** One place that packages come from: a line of sources.list, or one stanza of a .sources file taken apart. */
+export interface AptSource {
+  readonly uri: string
+  readonly suite: string
+  readonly components: readonly string[]
+  readonly signedBy: string | undefined
+}
+
+/** Reads a sources.list (one line each) or a deb822 `.sources` file. Source packages and disabled entries are left out. */
+export function parseAptSources(text: string, format: "list" | "sources"): AptSource[] {
+  return format === "list" ? parseOneLine(text) : parseDeb822(text)
+}
+
+function parseOneLine(text: string): AptSource[] {
+  const found: AptSource[] = []
+  for (const raw of text.split("\n")) {
+    const match = /^deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s+(.+)$/.exec(raw.replace(/#.*$/, "").trim())
+    if (match === null) continue
+    const [, options = "", uri = "", suite = "", components = ""] = match
+    const signedBy = /(?:^|\s)signed-by=(\S+)/i.exec(options)?.[1]
+    found.push({ uri, suite, components: components.split(/\s+/), signedBy })
+  }
+  return found
+}
+
+function parseDeb822(text: string): AptSource[] {
+  const found: AptSource[] = []
+  const clean = text.replace(/^#.*\n?/gm, "")
+  for (const stanza of clean.split(/\n\s*\n/)) {
+    const fields = new Map<string, string>()
+    let last = ""
+    for (const line of stanza.split("\n")) {
+      const match = /^([A-Za-z-]+):\s*(.*)$/.exec(line)
+      if (match !== null) {
+        last = (match[1] ?? "").toLowerCase()
+        fields.set(last, match[2] ?? "")
+      } else if (/^\s/.test(line) && last !== "") {
+        fields.set(last, `${fields.get(last) ?? ""}\n${line.trim()}`)
+      }
+    }
+    const words = (key: string): string[] =>
+      (fields.get(key) ?? "").split(/\s+/).filter((word) => word !== "")
+    if (!words("types").includes("deb") || /^(no|false|0)$/i.test(fields.get("enabled") ?? "yes")) continue
+    const key = (fields.get("signed-by") ?? "").trim()
+    const signedBy = key.startsWith("/") && !key.includes("\n") ? key : undefined
+    for (const uri of words("uris")) {
+      for (const suite of words("suites"))
+        found.push({ uri, suite, components: words("components"), signedBy })
+    }
+  }
+  return found
+}
+
+/** All package sources that this machine's apt uses. */
+export async function readAptSources(root = "/etc/apt"): Promise<AptSource[]> {
+  const names: string[] = await readdir(join(root, "sources.list.d")).catch(() => [])
+  const files = ["sources.list", ...names.sort().map((name) => join("sources.list.d", name))]
+  const found: AptSource[] = []
+  for (const file of files) {
+    const format = file.endsWith(".sources") ? "sources" : file.endsWith(".list") ? "list" : undefined
+    if (format === undefined) continue
+    const text = await readFile(join(root, file), "utf8").catch(() => "")
+    found.push(...parseAptSources(text, format))
+  }
+  return found
+}
+
+/**
+ * The sources.list of a Debian `suite`, from the mirrors of this machine: its own entries for that suite; on another
+ * Debian release the same mirrors with the suite's name; elsewhere (Ubuntu) none: mmdebstrap then takes Debian's public mirror.
+ */
+export function debianSourceLines(
+  sources: readonly AptSource[],
+  host: { id: string; codename: string },
+  suite: string,
+): string[] {
+  const suites = ["", "-updates", "-security"]
+  const lines = (codename: string): string[] =>
+    suites.flatMap((suffix) =>
+      sources
+        .filter((source) => source.suite === codename + suffix && source.components.includes("main"))
+        .map((source) => {
+          // A key outside Debian's keyring package is named by its path; apt looks for it on the host.
+          const key = source.signedBy === undefined ? "" : `[signed-by=${source.signedBy}] `
+          return `deb ${key}${source.uri} ${suite}${suffix} main`
+        }),
+    )
+  const own = lines(suite)
+  if (own.length > 0) return [...new Set(own)]
+  const moved = host.id === "debian" && host.codename !== "" ? lines(host.codename) : []
+  return [...new Set(moved)]
+}
+
+const carried =
+  /^Acquire::(?:https?::(?:.*::)?(?:Proxy|CAInfo|CAPath|Verify-Peer|Verify-Host)|Check-Valid-Until|Check-Date)$/i
+
+/**
+ * Of `apt-config dump`, the options that decide whether a mirror can be reached and trusted, as lines for an
+ * apt.conf. A proxy with a password in it is left out: it would stay readable in the image.
+ */
+export function carriedAptOptions(dump: string): string[] {
+  return dump.split("\n").filter((line) => {
+    const match = /^(\S+)\s+"(.*)";$/.exec(line.trim())
+    if (match === null) return false
+    const [, key = "", value = ""] = match
+    return carried.test(key) && value !== "" && !/\/\/[^/]*@/.test(value)
+  })
+}
