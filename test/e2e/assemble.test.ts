@@ -336,7 +336,10 @@ describe("an assembled image", { skip: unavailable }, () => {
   })
 
   test("sends nothing of a model that an image of another Bento holds", async () => {
-    const dir = await project({ "bentofile.yaml": "models: [iris_sklearn, digits_sklearn]\nname: x\n" })
+    const dir = await project({
+      // Of this run alone: an engine may have an image of a run that was killed.
+      "bentofile.yaml": `models: [iris_sklearn, digits_sklearn]\nname: ${NAME}\n`,
+    })
     const second = await make(await bentoOf(dir, "second"))
     assert.deepEqual(second.layers, [
       "runtime cached",
