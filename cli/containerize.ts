@@ -13,7 +13,8 @@ export class ContainerizeCommand extends BaseCommand {
     details: [
       "The image holds the server, the sources and the models, and no Python; it runs as user 1034, listens on port " +
         "3000, and needs no writable file system. It starts from docker.base_image of the bentofile, else from the image " +
-        "that BENTOCTL_BASE_IMAGE names, else from node:24-bookworm-slim. DOCKER_HOST chooses the engine.",
+        "that BENTOCTL_BASE_IMAGE names, else from node:24-bookworm-slim. The engine is the one that docker's own client would use: " +
+        "DOCKER_HOST, else DOCKER_CONTEXT or the current docker context, over a socket, TLS or ssh; Podman's service will do.",
       "Progress goes to stderr, the result to stdout.",
     ],
     examples: [

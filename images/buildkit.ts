@@ -50,8 +50,15 @@ export function decodeStatusResponse(bytes: Uint8Array): StatusResponse {
   }
 }
 
+/** What explains why a build failed: the step, its error, the last lines that it printed. */
+export interface BuildFailure {
+  readonly step: string | undefined
+  readonly error: string
+  readonly logTail: readonly string[]
+}
+
 /** A step's name in one line, without the mounts, which say nothing about what it does. */
-function readable(name: string): string {
+export function readable(name: string): string {
   return name
     .replace(/--mount=\S+\s+/g, "")
     .replace(/\s+/g, " ")
@@ -66,8 +73,7 @@ export class BuildKitTrace {
     { rest: string; tail: string[]; decoder: InstanceType<typeof TextDecoder> }
   >()
 
-  /** The step that failed and the last lines that it printed. */
-  failure(): { step: string | undefined; error: string; logTail: readonly string[] } {
+  failure(): BuildFailure {
     const failed = [...this.#vertexes].filter(
       ([, { error }]) => error !== "" && !error.endsWith("context canceled"),
     )

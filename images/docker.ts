@@ -4,7 +4,8 @@
  * dockerode's own `followProgress` ends without an error when the stream says `{"error": …}`, so every event is looked
  * at here. Errors of the connection become errors that say what to do.
  */
-import { readFileSync } from "node:fs"
+import type { Agent as HttpAgent } from "node:http"
+import { Agent } from "node:https"
 import { createRequire } from "node:module"
 import path from "node:path"
 import type { Readable } from "node:stream"
@@ -21,37 +22,48 @@ import type {
   ImageInfo,
   ImageSummary,
 } from "./builder.ts"
+import { BuildText } from "./build-text.ts"
 import { BuildKitTrace } from "./buildkit.ts"
+import type { BuildFailure } from "./buildkit.ts"
+import { resolveConnection } from "./connection.ts"
+import type { Connection } from "./connection.ts"
 import type { BuildContext } from "./context.ts"
 import type { Platform } from "./plan.ts"
 import { splitReference } from "./reference.ts"
+import { sshAgent } from "./ssh.ts"
 
 type Env = Readonly<Record<string, string | undefined>>
 
-/** The engine that `DOCKER_HOST` names, or the local one. Nothing is asked of it before the first call. */
+/** The engine that docker's own client would talk to. Nothing is asked of it before the first call. */
 export function createDockerBuilder(env: Env, options: { pingTimeoutMs?: number } = {}): ImageEngine {
-  return new DockerBuilder(env, options.pingTimeoutMs ?? 10_000)
+  return new DockerBuilder(env, options.pingTimeoutMs)
 }
+
+/** ssh has to log in first, and gives up by itself. */
+const PING_TIMEOUT_MS = { socket: 10_000, tcp: 10_000, ssh: 45_000 } as const
 
 class DockerBuilder implements ImageEngine {
   readonly #env: Env
-  readonly #where: string
-  readonly #pingTimeoutMs: number
+  readonly #pingTimeoutMs: number | undefined
   readonly #module: Promise<typeof Docker>
+  #known: Connection | undefined
   #docker: Promise<Docker> | undefined
   #info: Promise<EngineInfo> | undefined
 
-  constructor(env: Env, pingTimeoutMs: number) {
+  constructor(env: Env, pingTimeoutMs: number | undefined) {
     this.#env = env
     this.#pingTimeoutMs = pingTimeoutMs
     // It takes a while to load, and whoever made this builder has something to do meanwhile.
     this.#module = loadDockerode()
     this.#module.catch(() => {}) // the first call tells
-    this.#where = whereOf(env)
+  }
+
+  get #connection(): Connection {
+    return (this.#known ??= resolveConnection(this.#env))
   }
 
   #client(): Promise<Docker> {
-    this.#docker ??= this.#module.then((Client) => new Client(connectionOf(this.#env)))
+    this.#docker ??= this.#module.then((Client) => new Client(clientOptions(this.#connection, this.#env)))
     return this.#docker
   }
 
@@ -68,12 +80,14 @@ class DockerBuilder implements ImageEngine {
 
   async #askInfo(signal: AbortSignal | undefined): Promise<EngineInfo> {
     const docker = await this.#client()
-    const limit = AbortSignal.timeout(this.#pingTimeoutMs)
+    const timeoutMs = this.#pingTimeoutMs ?? PING_TIMEOUT_MS[this.#connection.kind]
+    const limit = AbortSignal.timeout(timeoutMs)
     const abortSignal = signal === undefined ? limit : AbortSignal.any([signal, limit])
     // The types know no options here; dockerode 5 does.
     type Ask<T> = (o: { abortSignal: AbortSignal }) => Promise<T>
-    const askVersion = docker.version.bind(docker) as Ask<DockerVersion>
+    const askVersion = docker.version.bind(docker) as Ask<Partial<DockerVersion> | null>
     const askInfo = docker.info.bind(docker) as Ask<unknown>
+    const { where } = this.#connection
     const [version, info] = await this.#ask(signal, async () => {
       try {
         return await Promise.all([
@@ -85,17 +99,24 @@ class DockerBuilder implements ImageEngine {
           }),
         ])
       } catch (error) {
-        if (!limit.aborted) throw error
-        throw unreachable(this.#where, `no answer within ${this.#pingTimeoutMs / 1000} s`, error)
+        if (limit.aborted) throw unreachable(where, `no answer within ${timeoutMs / 1000} s`, error)
+        if (/client sent an http request to an https server/i.test(messageOf(error))) {
+          throw tlsFailed(where, "the engine speaks TLS, and DOCKER_TLS_VERIFY is not set", error)
+        }
+        if (statusOf(error) === undefined) throw error
+        throw unreachable(where, `what answers there is no Docker Engine: ${withoutStatus(error)}`, error)
       }
     })
-    return {
-      version: version.Version,
-      apiVersion: version.ApiVersion,
-      os: version.Os,
-      arch: version.Arch,
-      noPartialLoads: noPartialLoads(version, info),
+    const { Version = "", ApiVersion, Os = "", Arch = "" } = version ?? {}
+    if (ApiVersion === undefined) throw unreachable(where, "what answers there is no Docker Engine")
+    if (!isAtLeast(ApiVersion, OLDEST_API)) {
+      throw new BentoError(
+        "ENGINE_TOO_OLD",
+        `the Docker Engine at ${where} is ${Version} (API ${ApiVersion}); 20.10 (API ${OLDEST_API}) or newer is needed`,
+      )
     }
+    const reason = noPartialLoads(version, info)
+    return { version: Version, apiVersion: ApiVersion, os: Os, arch: Arch, noPartialLoads: reason }
   }
 
   async *ensureImage(
@@ -131,6 +152,9 @@ class DockerBuilder implements ImageEngine {
     const { signal } = options
     const docker = await this.#client()
     const trace = new BuildKitTrace()
+    const text = new BuildText()
+    const failure = (): BuildFailure =>
+      [text.failure(), trace.failure()].find(({ step }) => step !== undefined) ?? trace.failure()
     const tar = context.tar()
     let broken: Error | undefined
     tar.once("error", (error) => {
@@ -142,24 +166,28 @@ class DockerBuilder implements ImageEngine {
       for await (const message of messages(stream)) {
         if (message.id === "moby.buildkit.trace" && typeof message.aux === "string") {
           yield* trace.read(Buffer.from(message.aux, "base64"))
-        } else if (message.id === "moby.image.id" && typeof message.aux === "object") {
+        } else if (typeof message.aux === "object" && message.aux.ID !== undefined) {
           imageId = message.aux.ID
+        } else if (message.stream !== undefined) {
+          yield* text.read(message.stream)
         } else if (message.error !== undefined) {
-          throw buildFailure(message.error, trace)
+          yield* text.end("failed")
+          throw buildFailure(message.error, failure())
         }
       }
+      yield* text.end("done")
     } catch (error) {
       signal?.throwIfAborted()
       // Reading the context failed: the engine only saw a connection that broke.
       if (broken instanceof BentoError) throw broken
       if (error instanceof BentoError) throw error
       if (isDiskFull(messageOf(error))) throw diskFull("sending the build context", error)
-      throw buildFailure(messageOf(broken ?? error), trace, error)
+      throw buildFailure(messageOf(broken ?? error), failure(), error)
     } finally {
       tar.destroy()
     }
     signal?.throwIfAborted()
-    if (imageId === undefined) throw buildFailure("the engine ended the build without an image", trace)
+    if (imageId === undefined) throw buildFailure("the engine ended the build without an image", failure())
     return imageId
   }
 
@@ -325,27 +353,41 @@ class DockerBuilder implements ImageEngine {
 
   #connectionError(error: unknown): unknown {
     const code = error instanceof Error && "code" in error ? error.code : undefined
+    if (typeof code !== "string" || error instanceof BentoError) return error
+    const { where } = this.#connection
     if (code === "EACCES" || code === "EPERM") {
-      return new BentoError("ENGINE_DENIED", `the Docker Engine at ${this.#where} refuses access to you`, {
+      return new BentoError("ENGINE_DENIED", `the Docker Engine at ${where} refuses access to you`, {
         hint: 'Use sudo, or join its group: `sudo usermod -aG docker "$USER"`, then log in again.',
         cause: error,
       })
     }
-    const gone = [
-      "ENOENT",
-      "ECONNREFUSED",
-      "ENOTFOUND",
-      "EAI_AGAIN",
-      "EHOSTUNREACH",
-      "ENETUNREACH",
-      "ETIMEDOUT",
-    ]
-    if (typeof code === "string" && (gone.includes(code) || code === "ENOTSOCK")) {
-      return unreachable(this.#where, code, error)
+    if (TLS_FAILURE.test(code))
+      return tlsFailed(where, messageOf(error).replace(/^[\dA-F]{8,}:error:/, ""), error)
+    if (!GONE.includes(code)) return error
+    const hungUp = code === "ECONNRESET" || code === "EPIPE"
+    if (hungUp && this.#connection.kind === "tcp" && this.#connection.tls !== null) {
+      return tlsFailed(where, "it closed the connection, as when it does not accept cert.pem", error)
     }
-    return error
+    return unreachable(where, hungUp ? "it closed the connection" : code, error)
   }
 }
+
+/** Codes of Node's for a connection that could not be made, or broke. */
+const GONE = [
+  "ENOENT",
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "ENOTFOUND",
+  "ENOTSOCK",
+  "EAI_AGAIN",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "EPIPE",
+  "ETIMEDOUT",
+]
+/** Codes of OpenSSL's, in Node's spelling. */
+const TLS_FAILURE =
+  /^(ERR_(SSL|TLS|OSSL)_|CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|HOSTNAME_MISMATCH|EPROTO$)/
 
 /**
  * Most of the time to load dockerode goes into gRPC, for sessions beside a build, and into SSH: both are put off until
@@ -408,49 +450,42 @@ function noPartialLoads(version: unknown, info: unknown): string | null {
 
 // Connection ----------------------------------------------------------------------------------------------------
 
-const DEFAULT_SOCKET = "/var/run/docker.sock"
-
-function unreachable(where: string, reason: string, cause: unknown): BentoError {
+function unreachable(where: string, reason: string, cause?: unknown): BentoError {
   return new BentoError("ENGINE_UNREACHABLE", `no Docker Engine answers at ${where} (${reason})`, {
-    hint: "Install it (on Debian or Ubuntu: `apt-get install docker.io`) and start it, or set DOCKER_HOST.",
+    hint:
+      "Install it (on Debian or Ubuntu: `apt-get install docker.io`) and start it, or name another: DOCKER_HOST, or " +
+      "`docker context use`.",
     cause,
   })
 }
 
-function whereOf(env: Env): string {
-  const host = env["DOCKER_HOST"]
-  return host === undefined || host === "" ? DEFAULT_SOCKET : host
+function tlsFailed(where: string, reason: string, cause: unknown): BentoError {
+  return new BentoError("ENGINE_TLS_FAILED", `no TLS with the Docker Engine at ${where}: ${reason}`, {
+    cause,
+  })
 }
 
-/** `unix://`, `tcp://` and, with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, TLS; as docker's own client reads them. */
-function connectionOf(env: Env): DockerOptions {
-  const where = whereOf(env)
-  if (where.startsWith("/")) return { socketPath: where }
-  const unusable = (reason: string): BentoError =>
-    new BentoError("ENGINE_UNREACHABLE", `DOCKER_HOST is ${where}, ${reason}`, {
-      hint: "Use unix:///path/to/docker.sock or tcp://host:port.",
-    })
-  const url = URL.parse(where)
-  if (url === null) throw unusable("which is no address")
-  if (url.protocol === "unix:") return { socketPath: url.pathname === "" ? DEFAULT_SOCKET : url.pathname }
-  if (url.protocol !== "tcp:" && url.protocol !== "http:" && url.protocol !== "https:") {
-    throw unusable(`and ${url.protocol}// is not supported`)
+/** The types lack the agent; dockerode has it. */
+function clientOptions(connection: Connection, env: Env): DockerOptions & { agent?: HttpAgent } {
+  // Undefined, since dockerode would take the host of its own environment.
+  if (connection.kind === "socket") return { host: undefined, socketPath: connection.path }
+  if (connection.kind === "ssh") {
+    return { host: "localhost", port: 80, protocol: "http", agent: sshAgent(connection, env) }
   }
-  const tls = (env["DOCKER_TLS_VERIFY"] ?? "") !== "" || url.protocol === "https:"
-  const folder = env["DOCKER_CERT_PATH"] ?? path.join(env["HOME"] ?? "/", ".docker")
-  const certificate = (name: string): Buffer => {
-    try {
-      return readFileSync(path.join(folder, name))
-    } catch {
-      throw unusable(`but its certificates cannot be read: ${path.join(folder, name)}`)
-    }
-  }
-  return {
-    host: url.hostname,
-    port: url.port === "" ? (tls ? 2376 : 2375) : Number(url.port),
-    protocol: tls ? "https" : "http",
-    ...(tls ? { ca: certificate("ca.pem"), cert: certificate("cert.pem"), key: certificate("key.pem") } : {}),
-  }
+  const { host, port, tls } = connection
+  if (tls === null) return { host, port, protocol: "http" }
+  return { host, port, protocol: "https", agent: new Agent({ keepAlive: true, ...tls }) }
+}
+
+/** The first that takes all that we ask for: Engine 20.10. */
+const OLDEST_API = "1.41"
+
+/** Of API versions: two numbers. */
+function isAtLeast(version: string, oldest: string): boolean {
+  const [[major = 0, minor = 0], [oldMajor = 0, oldMinor = 0]] = [version, oldest].map((text) =>
+    text.split(".").map(Number),
+  ) as [number[], number[]] // as many as went in
+  return major > oldMajor || (major === oldMajor && minor >= oldMinor)
 }
 
 function buildOptionsOf({ tags, platform, labels, noCache, signal }: BuildOptions): ImageBuildOptions {
@@ -478,6 +513,8 @@ interface Message {
   readonly id?: string
   readonly aux?: string | { readonly ID?: string }
   readonly error?: string
+  /** What builders other than BuildKit print. */
+  readonly stream?: string
   readonly progressDetail?: { readonly current?: number; readonly total?: number }
 }
 
@@ -495,10 +532,10 @@ async function* messages(stream: NodeJS.ReadableStream): AsyncGenerator<Message>
 
 // Failures ------------------------------------------------------------------------------------------------------
 
-function buildFailure(message: string, trace: BuildKitTrace, cause?: unknown): BentoError {
-  const { step, error, logTail } = trace.failure()
+function buildFailure(message: string, failure: BuildFailure, cause?: unknown): BentoError {
+  const { step, error, logTail } = failure
   if (isDiskFull(message) || isDiskFull(error)) return diskFull(step ?? "the build", cause ?? message)
-  const reason = /exit code: (\d+)\s*$/.exec(error || message)?.[1]
+  const reason = /exit (?:code:|status) (\d+)\s*$/.exec(error || message)?.[1]
   return new BuildError(
     step === undefined
       ? `the image build failed: ${message}`
@@ -524,9 +561,7 @@ function baseImageUnavailable(
   present: boolean,
   cause: unknown,
 ): BentoError {
-  const reason = messageOf(cause)
-    .replace(/^\(HTTP code \d+\) .*? - /, "")
-    .trim()
+  const reason = withoutStatus(cause)
   const where = present
     ? `the engine has the base image ${reference}, but not for ${platform}, and cannot pull it`
     : `the base image ${reference} is not in the engine and cannot be pulled`
@@ -536,6 +571,13 @@ function baseImageUnavailable(
       "`docker.base_image` in bentofile.yaml, or the environment variable BENTOCTL_BASE_IMAGE.",
     cause,
   })
+}
+
+/** What the engine said, without what dockerode adds. */
+function withoutStatus(error: unknown): string {
+  return messageOf(error)
+    .replace(/^\(HTTP code \d+\) .*? - /, "")
+    .trim()
 }
 
 function statusOf(error: unknown): number | undefined {

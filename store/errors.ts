@@ -41,7 +41,19 @@ export const ERROR_CODES = {
   CONTEXT_ESCAPE: ["A path leaves the build context.", "Move the file into the context, or remove the link."],
   TEMPLATE_INVALID: ["A Dockerfile template cannot be rendered.", "Mend the template at the line named."],
   ENGINE_UNREACHABLE: ["No Docker Engine answers.", "Start it, or set `DOCKER_HOST`."],
-  ENGINE_DENIED: ["The Docker Engine refused access to its socket.", "Join the `docker` group, or use sudo."],
+  ENGINE_CONFIG_INVALID: [
+    "What says where the Docker Engine is cannot be used: `DOCKER_HOST`, a docker context, or certificates.",
+    "Mend what the message names; `docker version` takes the same settings.",
+  ],
+  ENGINE_TLS_FAILED: [
+    "The engine and the command line do not trust each other's certificates, or only one of them speaks TLS.",
+    "Compare ca.pem, cert.pem and key.pem with those of the engine; `DOCKER_TLS_VERIFY` turns TLS on.",
+  ],
+  ENGINE_TOO_OLD: [
+    "The Docker Engine is older than 20.10.",
+    "Update it, or name another with `DOCKER_HOST`.",
+  ],
+  ENGINE_DENIED: ["The Docker Engine refuses access.", "Join the `docker` group, or use sudo."],
   BASE_IMAGE_UNAVAILABLE: [
     "The base image is neither in the engine nor can it be pulled.",
     "Load or tag a local base, or name another with `docker.base_image`.",

@@ -350,7 +350,7 @@ describe("the engine", () => {
       assertRefused(outcome, "ENGINE_UNREACHABLE", `no Docker Engine answers at ${host}`, "DOCKER_HOST")
     }
     const outcome = await run(["containerize", "iris"], { home, env: { DOCKER_HOST: "gopher://x" } })
-    assertRefused(outcome, "ENGINE_UNREACHABLE", "gopher:// is not supported")
+    assertRefused(outcome, "ENGINE_CONFIG_INVALID", "gopher:// is not supported")
   })
 
   test("build --containerize without one exits 1, keeps the Bento, and says how to go on", async () => {

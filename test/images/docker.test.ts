@@ -106,8 +106,18 @@ describe("the engine", () => {
   })
 
   for (const [what, version, info, reason] of [
-    ["containerd", {}, { DriverStatus: [["driver-type", "io.containerd.snapshotter.v1"]] }, /containerd/],
-    ["Podman", { Components: [{ Name: "Podman Engine" }] }, { DriverStatus: null }, /Podman/],
+    [
+      "containerd",
+      { ApiVersion: "1.41" },
+      { DriverStatus: [["driver-type", "io.containerd.snapshotter.v1"]] },
+      /containerd/,
+    ],
+    [
+      "Podman",
+      { ApiVersion: "1.41", Components: [{ Name: "Podman Engine" }] },
+      { DriverStatus: null },
+      /Podman/,
+    ],
   ] as const) {
     test(`that keeps its images in ${what} says that it takes no partial loads`, async () => {
       const env = await engine({ "GET /version": json(version), "GET /info": json(info) })
@@ -124,17 +134,42 @@ describe("the engine", () => {
     }
   })
 
-  test("at an address that nobody understands is ENGINE_UNREACHABLE too", async () => {
-    for (const host of ["ssh://me@host", "nonsense", "npipe:////./pipe/docker_engine"]) {
+  for (const [apiVersion, works] of [
+    ["1.24", false],
+    ["1.40", false],
+    ["1.41", true],
+    ["1.100", true],
+    ["2.0", true],
+  ] as const) {
+    test(`that speaks API ${apiVersion} is ${works ? "taken" : "ENGINE_TOO_OLD"}`, async () => {
+      const version = { Version: "18.09.1", ApiVersion: apiVersion, Os: "linux", Arch: "amd64" }
+      const asked = createDockerBuilder(
+        await engine({ "GET /version": json(version), "GET /info": json({}) }),
+      ).ping()
+      if (works) assert.equal((await asked).apiVersion, apiVersion)
+      else await assert.rejects(asked, hasCode("ENGINE_TOO_OLD", /is 18\.09\.1.*20\.10/))
+    })
+  }
+
+  for (const [what, answer] of [
+    ["another server", (_: IncomingMessage, response: ServerResponse) => response.writeHead(404).end("no")],
+    ["another server that knows the path", json({ version: "1" })],
+    ["nothing", json(null)],
+  ] as const) {
+    test(`that is ${what} is ENGINE_UNREACHABLE, and no defect`, async () => {
+      const env = await engine({ "GET /version": answer, "GET /info": answer })
       await assert.rejects(
-        createDockerBuilder({ DOCKER_HOST: host }).ping(),
-        hasCode("ENGINE_UNREACHABLE", /DOCKER_HOST is/),
+        createDockerBuilder(env).ping(),
+        hasCode("ENGINE_UNREACHABLE", /what answers there is no Docker Engine/),
       )
-    }
-    const tls = { DOCKER_HOST: "tcp://127.0.0.1:1", DOCKER_TLS_VERIFY: "1", DOCKER_CERT_PATH: folder }
+    })
+  }
+
+  test("that wants TLS and gets none says so", async () => {
+    const refuse = json({ message: "Client sent an HTTP request to an HTTPS server." }, 400)
     await assert.rejects(
-      createDockerBuilder(tls).ping(),
-      hasCode("ENGINE_UNREACHABLE", /certificates cannot be read/),
+      createDockerBuilder(await engine({ "GET /version": refuse, "GET /info": refuse })).ping(),
+      hasCode("ENGINE_TLS_FAILED", /DOCKER_TLS_VERIFY/),
     )
   })
 
@@ -153,7 +188,10 @@ describe("the engine", () => {
     const server = createTcpServer((socket) => socket.destroy())
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
     const { port } = server.address() as { port: number }
-    await assert.rejects(createDockerBuilder({ DOCKER_HOST: `tcp://127.0.0.1:${port}` }).ping())
+    await assert.rejects(
+      createDockerBuilder({ DOCKER_HOST: `tcp://127.0.0.1:${port}` }).ping(),
+      hasCode("ENGINE_UNREACHABLE", /closed the connection/),
+    )
     server.close()
   })
 })
@@ -263,6 +301,30 @@ describe("a build", () => {
       assert.equal(error.message, "the image build failed at [1/2] RUN make: exit code 2")
       assert.equal(error.step, "[1/2] RUN make")
       assert.deepEqual(error.logTail, ["cc -o x", "boom"])
+      return true
+    })
+  })
+
+  test("by an engine without BuildKit is read from the text that it prints", async () => {
+    const { result, events } = await build(
+      lines({ stream: "STEP 1/1: FROM x\n" }, { stream: "COMMIT a:1\n" }, { aux: { ID: "sha256:abc" } }),
+    )
+    assert.equal(result, "sha256:abc")
+    assert.deepEqual(
+      events.map((event) => event.type === "step" && event.state),
+      ["started", "done"],
+    )
+    const refused = build(
+      lines(
+        { stream: "STEP 1/1: RUN make\n" },
+        { stream: "boom\n" },
+        { error: 'building at STEP "RUN make": while running runtime: exit status 2\n' },
+      ),
+    )
+    await assert.rejects(refused, (error) => {
+      assert.ok(error instanceof BuildError)
+      assert.equal(error.message, "the image build failed at [1/1] RUN make: exit code 2")
+      assert.deepEqual(error.logTail, ["boom"])
       return true
     })
   })
