@@ -37,7 +37,7 @@ export class BuildText {
       this.#step = { name, startedMs: performance.now(), cached: false }
       this.#tail = []
       yield { type: "step", step: name, name, state: "started" }
-    } else if (/^COMMIT /.test(line)) {
+    } else if (line.startsWith("COMMIT ")) {
       yield* this.end("done")
     } else if (/^ ?-+> Using cache/i.test(line)) {
       if (this.#step !== undefined) this.#step.cached = true
