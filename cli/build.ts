@@ -5,8 +5,9 @@ import { formatTag } from "../store/tag.ts"
 import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
 import type { BuiltBento } from "../images/build.ts"
 import type { ImageEngine } from "../images/builder.ts"
+import type { PushTarget } from "../images/push.ts"
 import type { Built } from "./image.ts"
-import { BUILDER_MEANING, BUILDERS } from "./report.ts"
+import { BUILDER_MEANING, BUILDERS, PUSH_MEANING } from "./report.ts"
 
 export class BuildCommand extends BaseCommand {
   static override paths = [["build"]]
@@ -21,6 +22,10 @@ export class BuildCommand extends BaseCommand {
     examples: [
       ["the project in this folder", "bentoctl build"],
       ["the Bento and its image", "bentoctl build --containerize"],
+      [
+        "the Bento and its image, into a registry",
+        "bentoctl build --containerize -t registry.example.com/ml/iris:1.2 --push",
+      ],
       ["the tag alone, for scripts", "bentoctl build -o tag"],
       ["what would be built, without building it", "bentoctl build --dry-run"],
     ],
@@ -45,6 +50,11 @@ export class BuildCommand extends BaseCommand {
   containerize: boolean = Option.Boolean("--containerize", false, {
     description: "build its image as well; see `bentoctl containerize`",
   })
+  imageTag: string[] | undefined = Option.Array("-t,--image-tag", {
+    description:
+      "<NAME:TAG> with --containerize: name of the image instead of NAME:VERSION and NAME:latest; repeat for more",
+  })
+  push: boolean = Option.Boolean("--push", false, { description: `with --containerize: ${PUSH_MEANING}` })
   builder: string = Option.String("--builder", "auto", {
     description: `<auto|assemble|dockerfile> with --containerize: ${BUILDER_MEANING}`,
   })
@@ -58,7 +68,12 @@ export class BuildCommand extends BaseCommand {
     if (this.dryRun && this.containerize) {
       throw new UsageError("--dry-run and --containerize exclude each other")
     }
+    if (!this.containerize && (this.push || this.imageTag !== undefined)) {
+      throw new UsageError(`${this.push ? "--push" : "--image-tag"} needs --containerize`)
+    }
     const quiet = this.quiet || output !== "text"
+    const { pushTargets } = await import("./image.ts")
+    const push = await pushTargets(this.context, this.push, this.imageTag)
     const built = await this.#build()
     const tag = formatTag(built.bento.tag)
     if (!quiet) for (const note of built.notes) this.note(`note: ${note}`)
@@ -66,7 +81,7 @@ export class BuildCommand extends BaseCommand {
       if (this.dryRun) this.print(await dryRunText(built))
       else this.say(`Successfully built Bento(tag="${tag}").${this.containerize ? "" : nextSteps(tag)}`)
     }
-    const image = this.containerize ? await this.#makeImage(built, builder, quiet) : undefined
+    const image = this.containerize ? await this.#makeImage(built, builder, quiet, push) : undefined
     if (output === "tag") this.print(`__tag__:${tag}\n`)
     if (output === "json") this.printJson(await resultJson(built, image, this.dryRun))
     if (output === "text" && image !== undefined) {
@@ -110,13 +125,22 @@ export class BuildCommand extends BaseCommand {
     })
   }
 
-  async #makeImage(built: BuiltBento, builder: (typeof BUILDERS)[number], quiet: boolean): Promise<Built> {
+  async #makeImage(
+    built: BuiltBento,
+    builder: (typeof BUILDERS)[number],
+    quiet: boolean,
+    push: readonly PushTarget[] | undefined,
+  ): Promise<Built> {
     const bento = built.bento.tag
+    const tags = this.imageTag
     const { makeImage } = await import("./image.ts")
-    if (!quiet)
-      this.afterword = `The Bento is in the store; to try again: bentoctl containerize ${formatTag(bento)}`
-    const request = { bento, built, builder, noCache: false, progress: undefined, quiet }
-    return makeImage(this.context, request, this.#warm)
+    if (!quiet) {
+      const names = (tags ?? []).map((tag) => ` -t ${tag}`).join("")
+      const again = `bentoctl containerize ${formatTag(bento)}${names}${push === undefined ? "" : " --push"}`
+      this.afterword = `The Bento is in the store; to try again: ${again}`
+    }
+    const how = { builder, noCache: false, progress: undefined, quiet, push }
+    return makeImage(this.context, { bento, built, ...(tags !== undefined && { tags }), ...how }, this.#warm)
   }
 }
 

@@ -1,8 +1,8 @@
 /** `bentoctl containerize`: from a Bento of the store to an image of the engine. */
-import { Option } from "clipanion"
+import { Option, UsageError } from "clipanion"
 import { formatTag, parseTagRef } from "../store/tag.ts"
 import { BaseCommand, oneOf, type CommandHelp } from "./command.ts"
-import { BUILDER_MEANING, BUILDERS, PROGRESS } from "./report.ts"
+import { BUILDER_MEANING, BUILDERS, PROGRESS, PUSH_MEANING } from "./report.ts"
 
 export class ContainerizeCommand extends BaseCommand {
   static override paths = [["containerize"]]
@@ -20,6 +20,7 @@ export class ContainerizeCommand extends BaseCommand {
     examples: [
       ["the newest version; the image is NAME:VERSION and NAME:latest", "bentoctl containerize iris"],
       ["a name for a registry", "bentoctl containerize iris:latest -t registry.example.com/ml/iris:1.2"],
+      ["into a registry as well", "bentoctl containerize iris -t registry.example.com/ml/iris:1.2 --push"],
       ["the Dockerfile alone; no engine is needed", "bentoctl containerize iris --print-dockerfile"],
     ],
   }
@@ -34,6 +35,7 @@ export class ContainerizeCommand extends BaseCommand {
   builder: string = Option.String("--builder", "auto", {
     description: `<auto|assemble|dockerfile> ${BUILDER_MEANING}`,
   })
+  push: boolean = Option.Boolean("--push", false, { description: PUSH_MEANING })
   printDockerfile: boolean = Option.Boolean("--print-dockerfile", false, {
     description: "print the Dockerfile and build nothing",
   })
@@ -50,11 +52,12 @@ export class ContainerizeCommand extends BaseCommand {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
     const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
     const builder = oneOf("--builder", this.builder, BUILDERS)
+    if (this.printDockerfile && this.push) {
+      throw new UsageError("--print-dockerfile and --push exclude each other")
+    }
     const { context } = this
-    const [{ imageJson, imageOptions, imageText, makeImage }, { openBentoStore }] = await Promise.all([
-      import("./image.ts"),
-      import("../store/store.ts"),
-    ])
+    const [{ imageJson, imageOptions, imageText, makeImage, pushTargets }, { openBentoStore }] =
+      await Promise.all([import("./image.ts"), import("../store/store.ts")])
     const bento = await openBentoStore(context.home).resolve(parseTagRef(this.tag))
     const asked = { bento, ...(this.imageTag !== undefined && { tags: this.imageTag }) }
     if (this.printDockerfile) {
@@ -66,7 +69,15 @@ export class ContainerizeCommand extends BaseCommand {
       return 0
     }
     const quiet = this.quiet || output !== "text"
-    const built = await makeImage(context, { ...asked, noCache: this.noCache, builder, progress, quiet })
+    const push = await pushTargets(context, this.push, this.imageTag)
+    const built = await makeImage(context, {
+      ...asked,
+      noCache: this.noCache,
+      builder,
+      progress,
+      quiet,
+      push,
+    })
     if (output === "tag") this.print(`__tag__:${built.tags[0]}\n`)
     else if (output === "json") this.printJson({ bento: formatTag(bento), ...imageJson(built) })
     else this.say(imageText(bento, built))

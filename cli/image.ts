@@ -1,6 +1,7 @@
 /** What `containerize` and `build --containerize` share: one image build, shown and summed up. */
-import type { BuildEvent, BuilderName, ImageEngine } from "../images/builder.ts"
+import type { BuildEvent, BuilderName, ImageEngine, Pushed } from "../images/builder.ts"
 import type { StoredBento } from "../images/containerize.ts"
+import type { PushTarget } from "../images/push.ts"
 import { formatTag, type Tag } from "../store/tag.ts"
 import type { Context } from "./context.ts"
 import { formatDuration, formatSize } from "./output.ts"
@@ -15,7 +16,8 @@ import {
   type Reporter,
 } from "./report.ts"
 
-export type Built = BuildEvent & { readonly type: "built" }
+/** An image, and where it was pushed to if that was asked for. */
+export type Built = BuildEvent & { readonly type: "built" } & { readonly pushed?: readonly Pushed[] }
 
 export interface ImageRequest {
   readonly bento: Tag
@@ -27,6 +29,19 @@ export interface ImageRequest {
   /** Undefined: as the terminal has it, and nothing when the command is to be quiet. */
   readonly progress: (typeof PROGRESS)[number] | undefined
   readonly quiet: boolean
+  /** From `pushTargets`. */
+  readonly push?: readonly PushTarget[] | undefined
+}
+
+/** What `--push` asks for; to be called before anything is built, since all that can be wrong with it is found here. */
+export async function pushTargets(
+  { env, signal }: Context,
+  push: boolean,
+  tags: readonly string[] = [],
+): Promise<PushTarget[] | undefined> {
+  if (!push) return undefined
+  const { preparePush } = await import("../images/push.ts")
+  return preparePush(tags, { env, signal })
 }
 
 /** Builds the image of a Bento, shown. */
@@ -62,7 +77,7 @@ export interface BuildEnvironment {
 /** Shows the events of a build; the reporter has let go of the terminal before this returns or throws. */
 export async function showBuild(
   context: Context,
-  request: Pick<ImageRequest, "progress" | "quiet">,
+  request: Pick<ImageRequest, "progress" | "quiet" | "push">,
   build: (environment: BuildEnvironment) => AsyncIterable<BuildEvent>,
   warm: Promise<ImageEngine> = warmUp(context),
 ): Promise<Built> {
@@ -72,15 +87,23 @@ export async function showBuild(
   const letGo = (): void => reporter.close()
   signal.addEventListener("abort", letGo, { once: true })
   try {
+    const clock = (): number => context.now().getTime()
     let built: Built | undefined
-    for await (const event of build({ engine, signal, clock: () => context.now().getTime() })) {
+    for await (const event of build({ engine, signal, clock })) {
       signal.throwIfAborted()
       reporter.event(event)
       if (event.type === "built") built = event
     }
     signal.throwIfAborted()
     if (built === undefined) throw new Error("the build ended without an image and without an error")
-    return built
+    if (request.push === undefined) return built
+    const { pushImages } = await import("../images/push.ts")
+    const pushed: Pushed[] = []
+    for await (const event of pushImages(engine, request.push, { signal, clock })) {
+      reporter.event(event)
+      if (event.type === "pushed") pushed.push(event)
+    }
+    return { ...built, pushed }
   } finally {
     signal.removeEventListener("abort", letGo)
     reporter.close()
@@ -121,9 +144,22 @@ export function imageText(bento: Tag, built: Built): string {
     `Successfully built the image of Bento(tag="${formatTag(bento)}").`,
     ...built.tags.map((tag) => `  ${tag}`),
     `  ${formatSize(built.sizeBytes)}, in ${formatDuration(built.durationMs)}`,
+    ...pushedText(built),
     "",
     `Run it:\n  docker run --rm -p 3000:3000 ${first}`,
   ].join("\n")
+}
+
+/** Where the image is in registries, under which digest. */
+export function pushedText({ pushed = [] }: Built): string[] {
+  return pushed.flatMap(({ repoDigest, layersSent, layersPresent, sentBytes, durationMs }) => {
+    const size = layersSent === 0 ? "" : ` (${formatSize(sentBytes)} before compression)`
+    const layers = `${layersSent} ${layersSent === 1 ? "layer" : "layers"} sent${size}`
+    return [
+      `Pushed ${repoDigest}`,
+      `  ${layers}, ${layersPresent} there already, in ${formatDuration(durationMs)}`,
+    ]
+  })
 }
 
 /** What programs read. */
@@ -134,5 +170,18 @@ export function imageJson(built: Built): Record<string, unknown> {
     tags: built.tags,
     size_bytes: built.sizeBytes,
     duration_ms: Math.round(built.durationMs),
+    ...(built.pushed !== undefined && { pushed: built.pushed.map((pushed) => pushedJson(pushed)) }),
+  }
+}
+
+function pushedJson(pushed: Pushed): Record<string, unknown> {
+  return {
+    reference: pushed.reference,
+    digest: pushed.digest,
+    repo_digest: pushed.repoDigest,
+    layers_sent: pushed.layersSent,
+    layers_present: pushed.layersPresent,
+    sent_bytes: pushed.sentBytes,
+    duration_ms: Math.round(pushed.durationMs),
   }
 }

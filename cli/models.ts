@@ -17,7 +17,7 @@ import {
   type ListRecord,
 } from "./items.ts"
 import { formatSize, formatTime, type Column } from "./output.ts"
-import { PROGRESS } from "./report.ts"
+import { PROGRESS, PUSH_MEANING } from "./report.ts"
 
 const GROUP = "Models"
 
@@ -199,6 +199,10 @@ export class ModelsContainerizeCommand extends BaseCommand {
       ["the newest version; the image is NAME:VERSION", "bentoctl models containerize iris"],
       ["a name for a registry", "bentoctl models containerize iris -t registry.example.com/models/iris:1.2"],
       [
+        "into a registry as well",
+        "bentoctl models containerize iris -t registry.example.com/models/iris:1.2 --push",
+      ],
+      [
         "for KServe's modelcar",
         "bentoctl models containerize iris --base-image busybox -t team/iris-modelcar:1.2",
       ],
@@ -212,6 +216,7 @@ export class ModelsContainerizeCommand extends BaseCommand {
   baseImage: string | undefined = Option.String("--base-image", {
     description: "<IMAGE> lay the model on this image instead of nothing",
   })
+  push: boolean = Option.Boolean("--push", false, { description: PUSH_MEANING })
   progress: string | undefined = Option.String("--progress", {
     description: `<${PROGRESS.join("|")}> as for \`bentoctl containerize\``,
   })
@@ -224,23 +229,25 @@ export class ModelsContainerizeCommand extends BaseCommand {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
     const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
     const { context } = this
-    const [{ imageJson, showBuild }, { containerizeModel }, { openModelStore }] = await Promise.all([
-      import("./image.ts"),
-      import("../images/containerize.ts"),
-      import("../store/store.ts"),
-    ])
+    const [{ imageJson, pushedText, pushTargets, showBuild }, { containerizeModel }, { openModelStore }] =
+      await Promise.all([
+        import("./image.ts"),
+        import("../images/containerize.ts"),
+        import("../store/store.ts"),
+      ])
     const { home } = context
     const model = await openModelStore(home).resolve(parseTagRef(this.tag))
     const options = { model, home, tags: this.imageTag, baseImage: this.baseImage }
-    const built = await showBuild(context, { progress, quiet: this.quiet || output !== "text" }, (common) =>
-      containerizeModel({ ...options, ...common }),
-    )
+    const push = await pushTargets(context, this.push, this.imageTag)
+    const shown = { progress, quiet: this.quiet || output !== "text", push }
+    const built = await showBuild(context, shown, (common) => containerizeModel({ ...options, ...common }))
     if (output === "tag") this.print(`__tag__:${built.tags[0]}\n`)
     else if (output === "json") this.printJson({ model: formatTag(model), ...imageJson(built) })
     else {
       const size = formatSize(built.sizeBytes)
       const names = built.tags.map((name) => `\n  ${name}`).join("")
-      this.say(`Successfully built the image of Model(tag="${formatTag(model)}").${names}\n  ${size}`)
+      const text = `Successfully built the image of Model(tag="${formatTag(model)}").${names}\n  ${size}`
+      this.say([text, ...pushedText(built)].join("\n"))
     }
     return 0
   }

@@ -12,6 +12,10 @@ export const BUILDERS = ["auto", "assemble", "dockerfile"] as const
 export const BUILDER_MEANING =
   "write the layers of files ourselves (assemble), let the engine carry out the Dockerfile, or the first where that is possible (auto)"
 
+/** What `--push` means; the same words for every command that has it. */
+export const PUSH_MEANING =
+  "send the image to the registry that each name tells (-t), as the user that `docker login` wrote down"
+
 /** Where progress goes. `columns` is asked anew for each drawing, since windows change their size. */
 export interface Screen {
   readonly write: (text: string) => void
@@ -87,6 +91,7 @@ export function plainReporter(screen: Screen): Reporter {
           return line(builderText(event))
         case "progress":
         case "built":
+        case "pushed":
           return undefined
       }
     },
@@ -197,6 +202,7 @@ export function liveReporter(screen: Screen): Reporter {
         case "warning":
           return draw([`${paint("yellow", "Warning")}: ${cut(plain(event.message), width() - 9)}`])
         case "built":
+        case "pushed":
           return undefined
       }
     },

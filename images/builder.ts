@@ -1,6 +1,7 @@
 /** The port to whatever makes images, and the events that it tells. */
 import type { Readable } from "node:stream"
 import type { BuildContext } from "./context.ts"
+import type { RegistryAuth } from "./credentials.ts"
 import type { Platform } from "./plan.ts"
 
 /**
@@ -46,6 +47,22 @@ export type BuildEvent =
       readonly sizeBytes: number
       readonly durationMs: number
     }
+  /** An image is in its registry; follows `built`, once for each of its names. */
+  | ({ readonly type: "pushed" } & Pushed)
+
+/** What is known of an image after it was pushed. */
+export interface Pushed {
+  readonly reference: string
+  /** Of its manifest; `NAME@DIGEST` is this image for ever. */
+  readonly digest: string
+  readonly repoDigest: string
+  /** Layers that went over the wire, and those that the registry had. */
+  readonly layersSent: number
+  readonly layersPresent: number
+  /** Of the layers that were sent, before compression. */
+  readonly sentBytes: number
+  readonly durationMs: number
+}
 
 export interface EngineInfo {
   readonly version: string
@@ -137,11 +154,33 @@ export interface ImageEngine extends ImageBuilder {
   ): AsyncGenerator<{ readonly name: string; readonly current: number; readonly total: number }, void>
   /** False when there is no such image. */
   tag(imageId: string, reference: string, signal?: AbortSignal): Promise<boolean>
+  /**
+   * Sends an image to the registry that its name tells. Throws PushRefused with the words of the engine or of the
+   * registry.
+   */
+  push(
+    reference: string,
+    options: { auth: RegistryAuth | null; signal?: AbortSignal | undefined },
+  ): AsyncGenerator<PushProgress, { readonly digest: string }>
   /** Containers that `readPaths` made and could not remove, as when it was killed. */
   probes(signal?: AbortSignal): Promise<string[]>
   removeProbe(id: string, signal?: AbortSignal): Promise<boolean>
   /** Removes a name, and with the last name the image. False when something still uses it. */
   remove(reference: string, signal?: AbortSignal): Promise<boolean>
+}
+
+/** What the engine says of a layer that it pushes. */
+export interface PushProgress {
+  readonly layer: string
+  /** `Preparing`, `Waiting`, `Pushing`, `Pushed`, `Layer already exists`, `Mounted from …`, `Retrying in …`. */
+  readonly status: string
+  readonly current: number
+  readonly total: number
+}
+
+/** A push ended without the image in the registry. */
+export class PushRefused extends Error {
+  override readonly name = "PushRefused"
 }
 
 /** The engine read an archive and said no. */

@@ -12,7 +12,7 @@ import type { Readable } from "node:stream"
 import type Docker from "dockerode"
 import type { DockerOptions, DockerVersion, ImageBuildOptions } from "dockerode"
 import { BentoError, BuildError } from "../store/errors.ts"
-import { LoadRefused } from "./builder.ts"
+import { LoadRefused, PushRefused } from "./builder.ts"
 import type {
   BuildEvent,
   BuildOptions,
@@ -21,6 +21,7 @@ import type {
   ImageEngine,
   ImageInfo,
   ImageSummary,
+  PushProgress,
 } from "./builder.ts"
 import { BuildText } from "./build-text.ts"
 import { BuildKitTrace } from "./buildkit.ts"
@@ -28,6 +29,7 @@ import type { BuildFailure } from "./buildkit.ts"
 import { resolveConnection } from "./connection.ts"
 import type { Connection } from "./connection.ts"
 import type { BuildContext } from "./context.ts"
+import type { RegistryAuth } from "./credentials.ts"
 import type { Platform } from "./plan.ts"
 import { splitReference } from "./reference.ts"
 import { sshAgent } from "./ssh.ts"
@@ -305,6 +307,34 @@ class DockerBuilder implements ImageEngine {
     }
   }
 
+  async *push(
+    reference: string,
+    { auth, signal }: { auth: RegistryAuth | null; signal?: AbortSignal | undefined },
+  ): AsyncGenerator<PushProgress, { digest: string }> {
+    const docker = await this.#client()
+    const { name, tag } = splitReference(reference)
+    // Without credentials the engine wants to be told that there are none.
+    const options = { tag, authconfig: auth ?? {}, ...withSignal(signal) }
+    let digest: string | undefined
+    try {
+      const stream = await this.#ask(signal, () => docker.getImage(name).push(options))
+      for await (const { error, id, status, progressDetail, aux } of messages(stream)) {
+        if (error !== undefined) throw new PushRefused(error)
+        if (typeof aux === "object") digest = aux.Digest ?? digest
+        if (id === undefined || status === undefined) continue
+        const { current = 0, total = 0 } = progressDetail ?? {}
+        yield { layer: id, status, current, total }
+      }
+    } catch (error) {
+      signal?.throwIfAborted()
+      if (error instanceof BentoError || error instanceof PushRefused) throw error
+      throw new PushRefused(messageOf(error), { cause: error })
+    }
+    signal?.throwIfAborted()
+    if (digest === undefined) throw new PushRefused("the engine ended the push without a digest")
+    return { digest }
+  }
+
   async tag(imageId: string, reference: string, signal?: AbortSignal): Promise<boolean> {
     const docker = await this.#client()
     const { name, tag } = splitReference(reference)
@@ -511,7 +541,8 @@ function withSignal(signal: AbortSignal | undefined): { abortSignal?: AbortSigna
 
 interface Message {
   readonly id?: string
-  readonly aux?: string | { readonly ID?: string }
+  readonly status?: string
+  readonly aux?: string | { readonly ID?: string; readonly Digest?: string }
   readonly error?: string
   /** What builders other than BuildKit print. */
   readonly stream?: string

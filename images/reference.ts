@@ -23,3 +23,13 @@ export function splitReference(reference: string): { readonly name: string; read
   const [, name = reference, tag = "latest"] = REFERENCE.exec(reference) ?? []
   return { name, tag }
 }
+
+/**
+ * The registry that a reference names (`registry.example.com:5000`, `localhost`, `docker.io`), or null when it names
+ * none: then docker means Docker Hub.
+ */
+export function registryOf(reference: string): string | null {
+  const [first = "", ...rest] = reference.split("/")
+  // As docker tells it from the first part of a path.
+  return rest.length > 0 && (/[.:A-Z]/.test(first) || first === "localhost") ? first : null
+}

@@ -67,6 +67,26 @@ export const ERROR_CODES = {
     "The Docker Engine has no space left.",
     "`docker system prune`, or give it a larger disk.",
   ],
+  REGISTRY_MISSING: [
+    "An image was to be pushed, and its name tells no registry.",
+    "Name the registry: `-t registry.example.com/team/NAME:TAG`; for Docker Hub `-t docker.io/USER/NAME:TAG`.",
+  ],
+  CREDENTIALS_UNAVAILABLE: [
+    "The credentials for a registry cannot be read: config.json of docker, or a credential helper that it names.",
+    "Mend what the message names, or log in again with `docker login`.",
+  ],
+  REGISTRY_DENIED: [
+    "A registry wants credentials, or refuses those that it was given.",
+    "`docker login REGISTRY` as a user who may push there.",
+  ],
+  REGISTRY_UNREACHABLE: [
+    "The Docker Engine cannot connect to a registry.",
+    "Check its name and that it runs; the engine connects, not this command.",
+  ],
+  PUSH_FAILED: [
+    "An image was not pushed to the end.",
+    "Read the reason; run it again, layers that arrived are not sent again.",
+  ],
   RUNTIME_MISSING: ["The runtime bundle is not built.", "`npm run build`."],
   PORT_IN_USE: ["Another process listens on the port.", "Stop it, or choose another port with `-p`."],
   MODEL_LOAD_FAILED: [

@@ -9,7 +9,7 @@ import { Readable } from "node:stream"
 import { after, describe, test } from "node:test"
 import type { BuildEvent } from "../../images/builder.ts"
 import type { BuildContext } from "../../images/context.ts"
-import { LoadRefused } from "../../images/builder.ts"
+import { LoadRefused, PushRefused } from "../../images/builder.ts"
 import { createDockerBuilder } from "../../images/docker.ts"
 import { BentoError, BuildError } from "../../store/errors.ts"
 import type { ErrorCode } from "../../store/errors.ts"
@@ -497,6 +497,89 @@ describe("loading an image", () => {
     assert.ok(performance.now() - startedMs < 1000)
     await new Promise((resolve) => setTimeout(resolve, 30))
     assert.ok(archive.destroyed && closed)
+  })
+})
+
+describe("pushing an image", () => {
+  const push = async (
+    answer: Answer,
+    auth: { username: string; password: string } | null = null,
+    signal?: AbortSignal,
+  ) => {
+    const told = []
+    const builder = createDockerBuilder(await engine({ "POST /images/r.example/a/b/push": answer }))
+    const said = builder.push("r.example/a/b:1", { auth, signal })
+    for (;;) {
+      const next = await said.next()
+      if (next.done === true) return { told, digest: next.value.digest }
+      told.push(next.value)
+    }
+  }
+
+  for (const [what, auth, expected] of [
+    [
+      "credentials",
+      { username: "me", password: "p\u00fc\u00ff?>" },
+      { username: "me", password: "p\u00fc\u00ff?>" },
+    ],
+    ["word that there are no credentials", null, {}],
+  ] as const) {
+    test(`sends the name, the tag and ${what}, and tells what the engine says of each layer`, async () => {
+      let header = ""
+      let query = ""
+      const result = await push((request, response) => {
+        header = String(request.headers["x-registry-auth"])
+        query = request.url?.split("?")[1] ?? ""
+        lines(
+          { status: "The push refers to repository [r.example/a/b]" },
+          { status: "Pushing", id: "abc", progressDetail: { current: 5, total: 10 } },
+          { status: "Pushed", id: "abc", progressDetail: {} },
+          { status: "1: digest: sha256:d size: 3" },
+          { progressDetail: {}, aux: { Tag: "1", Digest: "sha256:d", Size: 3 } },
+        )(request, response)
+      }, auth)
+      assert.equal(query, "tag=1")
+      assert.match(header, /^[\w=-]+$/)
+      assert.deepEqual(JSON.parse(Buffer.from(header, "base64url").toString()), expected)
+      assert.deepEqual(result, {
+        told: [
+          { layer: "abc", status: "Pushing", current: 5, total: 10 },
+          { layer: "abc", status: "Pushed", current: 0, total: 0 },
+        ],
+        digest: "sha256:d",
+      })
+    })
+  }
+
+  for (const [what, answer, message] of [
+    ["that fails in the stream", lines({ errorDetail: { message: "EOF" }, error: "EOF" }), /^EOF$/],
+    ["of what is not there", json({ message: "An image does not exist" }, 404), /does not exist/],
+    ["that ends without a digest", lines({ status: "Pushed", id: "abc" }), /without a digest/],
+  ] as const) {
+    test(`${what} is PushRefused, with its reason`, async () => {
+      await assert.rejects(
+        push(answer),
+        (error) => error instanceof PushRefused && message.test(error.message),
+      )
+    })
+  }
+
+  test("that is aborted ends at once with the reason, and closes the request", async () => {
+    const abort = new AbortController()
+    let closed = false
+    const aborted = push(
+      (request, response) => {
+        request.resume()
+        request.socket.on("close", () => (closed = true))
+        response.write('{"status":"Pushing","id":"abc"}\n')
+        setTimeout(() => abort.abort(new Error("stop")), 30)
+      },
+      null,
+      abort.signal,
+    )
+    await assert.rejects(aborted, /^Error: stop$/)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    assert.equal(closed, true)
   })
 })
 

@@ -12,6 +12,7 @@ import type {
   ImageEngine,
   ImageInfo,
   ImageSummary,
+  PushProgress,
 } from "../../images/builder.ts"
 import type { BuildContext } from "../../images/context.ts"
 import { tarStream } from "../../images/tar.ts"
@@ -212,6 +213,15 @@ export class MemoryEngine implements ImageEngine {
     if (!this.images.has(imageId)) return false
     this.tags.set(reference, imageId)
     return true
+  }
+
+  /** Its registries have nothing, and take everything. */
+  async *push(reference: string): AsyncGenerator<PushProgress, { digest: string }> {
+    const config = this.find(reference)
+    for (const digest of config?.rootfs.diff_ids ?? []) {
+      yield { layer: digest.slice(7, 19), status: "Pushed", current: 0, total: 0 }
+    }
+    return { digest: sha256(`manifest of ${JSON.stringify(config)}`) }
   }
 
   readonly leftProbes: string[] = []
