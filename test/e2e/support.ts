@@ -1,6 +1,7 @@
 /** What the end-to-end tests share: the built command line, the engine's own client, and folders that go afterwards. */
 import { execFile } from "node:child_process"
 import { mkdtemp, rm } from "node:fs/promises"
+import net from "node:net"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { promisify } from "node:util"
@@ -72,4 +73,14 @@ export async function until200(url: string, timeoutMs = 20_000): Promise<void> {
     if (performance.now() > deadlineMs) throw new Error(`${url} does not answer 200 after ${timeoutMs} ms`)
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
+}
+
+/** A port that nobody listens on now. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve) => {
+    const server = net.createServer().listen(0, "127.0.0.1", () => {
+      const address = server.address()
+      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0))
+    })
+  })
 }

@@ -8,10 +8,9 @@
 import assert from "node:assert/strict"
 import { type ChildProcess, spawn } from "node:child_process"
 import { chmod, copyFile, mkdir, readFile, writeFile } from "node:fs/promises"
-import net from "node:net"
 import path from "node:path"
 import { after, test } from "node:test"
-import { root, run, temporaryFolder, until200 } from "./support.ts"
+import { freePort, root, run, temporaryFolder, until200 } from "./support.ts"
 
 interface Block {
   readonly language: string
@@ -121,13 +120,4 @@ async function stopBackground(): Promise<void> {
   const exited = new Promise((resolve) => child.once("exit", resolve))
   child.kill("SIGINT")
   await exited
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = net.createServer().listen(0, "127.0.0.1", () => {
-      const address = server.address()
-      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0))
-    })
-  })
 }
