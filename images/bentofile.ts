@@ -125,7 +125,9 @@ const envSchema = z.strictObject({
 
 const dockerSchema = z.strictObject({
   distro: checked((text) =>
-    text === "debian" ? null : (DISTROS[text] ?? `no such distribution ${JSON.stringify(text)}; use debian`),
+    text === "debian"
+      ? null
+      : (own(DISTROS, text) ?? `no such distribution ${JSON.stringify(text)}; use debian`),
   )
     .nullish()
     .meta({ enum: ["debian", null] }),
@@ -319,7 +321,7 @@ const DOCKER_KEYS = Object.keys(dockerSchema.shape)
 
 function unknownKey(where: YamlPath, key: string): string {
   const section = where.filter((part) => typeof part === "string").join(".")
-  const instead = INSTEAD[section === "" ? key : `${section}.${key}`]
+  const instead = own(INSTEAD, section === "" ? key : `${section}.${key}`)
   if (instead !== undefined) return `is not supported: ${instead}`
   if (section === "" && DOCKER_KEYS.includes(key)) return `unknown key; did you mean docker.${key}?`
   if (section === "docker" && TOP_KEYS.includes(key)) return `unknown key; ${key} belongs to the top level`
@@ -450,12 +452,12 @@ async function dockerEnv(
   c: Completion,
 ): Promise<Record<string, string>> {
   const field = ["docker", "env"]
-  const env: Record<string, string> = {}
+  const env = new Map<string, string>()
   const put = (name: string, value: string, where: YamlPath, part: "key" | "value"): void => {
     const problem = envNameProblem(name) ?? controlProblem(value)
     if (problem !== null) report(c, where, problem, part)
-    else if (Object.hasOwn(env, name)) report(c, where, `${name} is given twice`, part)
-    else env[name] = value
+    else if (env.has(name)) report(c, where, `${name} is given twice`, part)
+    else env.set(name, value)
   }
   if (Array.isArray(written)) {
     written.forEach((line, index) => {
@@ -465,14 +467,14 @@ async function dockerEnv(
     })
   } else if (typeof written === "string") {
     const file = await insideContext(written, field, c)
-    if (file === null) return env
+    if (file === null) return {}
     const parsed = parseDotenv(await readFile(file, "utf8"), path.join(path.dirname(c.file), written))
     c.issues.push(...parsed.issues)
     for (const [name, value] of Object.entries(parsed.env)) put(name, value, field, "value")
   } else {
     for (const [name, value] of Object.entries(written)) put(name, value ?? "", [...field, name], "key")
   }
-  return env
+  return Object.fromEntries(env)
 }
 
 /** The real path of a file that must lie in the context; null (and a problem) when it does not. */
@@ -494,7 +496,7 @@ async function insideContext(written: string, field: YamlPath, c: Completion): P
   }
   const outside = (from: string, to: string): boolean => {
     const relative = path.relative(from, to)
-    return relative.startsWith("..") || path.isAbsolute(relative)
+    return relative.split(path.sep)[0] === ".." || path.isAbsolute(relative)
   }
   if (path.isAbsolute(written) || outside(c.contextDir, wanted) || outside(root, real)) {
     report(c, field, `${JSON.stringify(written)} leaves the build context`)
@@ -518,6 +520,11 @@ function problemOf(check: () => unknown): string | null {
 }
 
 // Small things --------------------------------------------------------------------------------------------------
+
+/** What a table holds itself: every object has a "constructor". */
+function own(table: Readonly<Record<string, string>>, key: string): string | undefined {
+  return Object.hasOwn(table, key) ? table[key] : undefined
+}
 
 function isMap(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value)

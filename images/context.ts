@@ -17,6 +17,7 @@ import { TemplateError, renderDockerfile, shellAssignments } from "../templates/
 import type { Dockerfile, DockerfilePart } from "../templates/render.ts"
 import type { FileSource, ImagePlan, Platform } from "./plan.ts"
 import { tarStream } from "./tar.ts"
+import { isWhiteout } from "./walk.ts"
 import type { TarEntry, TarHeader } from "./tar.ts"
 
 export type ContextEntry =
@@ -113,6 +114,11 @@ async function readTree(from: string, to: string, except: readonly string[] = []
     if (except.includes(child.name)) continue
     const file = path.join(from, child.name)
     const name = `${to}/${child.name}`
+    if (isWhiteout(child.name)) {
+      throw new BuildError(
+        `${file} can be in no image: a layer takes its name for the order to delete another file`,
+      )
+    }
     if (child.isDirectory()) {
       entries.push({ kind: "folder", path: name }, ...(await readTree(file, name)))
     } else if (child.isSymbolicLink()) {

@@ -45,7 +45,7 @@ export type CudaChoice =
  */
 export function resolveCuda(written: string): CudaChoice {
   if (written === "" || written === "None") return { ok: true, version: null }
-  const version = VERSIONS[written]
+  const version = Object.hasOwn(VERSIONS, written) ? VERSIONS[written] : undefined
   const choices = [...WORKING].join(", ")
   if (version === undefined) {
     return {

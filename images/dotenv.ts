@@ -1,7 +1,7 @@
 /** The dotenv dialect of BentoML's `docker.env: FILE`, read strictly: a line that says nothing is a problem. */
 import type { Issue } from "../store/errors.ts"
 
-const LINE = /^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*(?:=|:\s)\s*(.*)$/
+const LINE = /^(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*(?:=|:\s)\s*([^]*)$/
 
 /**
  * `KEY=VALUE` or `KEY: VALUE` per line, optional `export`, quotes, `#` comments. `$NAME` and `${NAME}` stand for
@@ -48,12 +48,12 @@ export function parseDotenv(
 function unquote(written: string): { text: string; literal: boolean } | null {
   const quote = written[0]
   if (quote === "'") {
-    const match = /^'([^']*)'\s*(?:#.*)?$/.exec(written)
+    const match = /^'([^']*)'\s*(?:#[^]*)?$/.exec(written)
     return match === null ? null : { text: match[1] ?? "", literal: true }
   }
   if (quote === '"') {
-    const match = /^"((?:[^"\\]|\\.)*)"\s*(?:#.*)?$/.exec(written)
+    const match = /^"((?:[^"\\]|\\[^])*)"\s*(?:#[^]*)?$/.exec(written)
     return match === null ? null : { text: (match[1] ?? "").replace(/\\(["\\])/g, "$1"), literal: false }
   }
-  return { text: written.replace(/\s+#.*$/, ""), literal: false }
+  return { text: written.replace(/\s+#[^]*$/, ""), literal: false }
 }

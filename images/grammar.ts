@@ -7,8 +7,11 @@ import { parseImageReference } from "./reference.ts"
 /** Names that the image sets itself; another value would break the server or its promises. */
 const RESERVED_ENV = new Set(["BENTO_PATH", "BENTOML_HOME", "BENTOML_CONTAINERIZED", "ORT_DISABLE_TELEMETRY"])
 
-/** Debian's grammar: name, architecture, version. Nothing that apt could take for an option or a pattern. */
-const SYSTEM_PACKAGE = /^[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~-]+)?$/
+/**
+ * Debian's grammar: name, architecture, version. Nothing that apt could take for an option or a pattern, and no `-` at
+ * the end, which tells it to take a package away.
+ */
+const SYSTEM_PACKAGE = /^(?!.*-$)[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~-]+)?$/
 
 // oxlint-disable-next-line no-control-regex -- control characters are what is looked for
 const CONTROL = /[\u0000-\u001f\u007f]/
@@ -40,6 +43,8 @@ export function labelKeyProblem(key: string): string | null {
   if (key === "") return "a label needs a key"
   const control = controlProblem(key)
   if (control !== null) return control
+  if (key.startsWith("bentoctl."))
+    return `${JSON.stringify(key)}: labels that begin with bentoctl. are bentoctl's own`
   return /[=\s"'\\$]/.test(key)
     ? `${JSON.stringify(key)}: a label's key has no spaces, quotes, =, $ or \\`
     : null

@@ -103,9 +103,13 @@ export function planImage(options: PlanOptions): ImagePlan {
   const nodeImage = nodeImageOf(options.baseImage)
   const cuda = cudaOf(bento, platform)
   const baseImage = bento.docker.baseImage ?? (cuda === null ? nodeImage : cudaBaseImage(cuda))
+  const { buildEnv: outside = {} } = options
+  // The environment of a process has what every object has, too.
+  const given = (name: string): string | undefined =>
+    Object.hasOwn(outside, name) ? outside[name] : undefined
   const buildEnv = bento.envs
     .filter(({ stage }) => stage === "build")
-    .map(({ name, value }) => ({ name, value: options.buildEnv?.[name] ?? value }))
+    .map(({ name, value }) => ({ name, value: given(name) ?? value }))
   const runs = bento.docker.systemPackages.length > 0 || bento.docker.setupScript !== null || cuda !== null
   const createdAt = rfc3339(bento.creationTime)
   const layers = layersOf(options, platform)
@@ -297,6 +301,8 @@ function checkBento(bento: Bento): void {
   const check = (field: string, problem: string | null): void => {
     if (problem !== null) issues.push({ field, message: problem })
   }
+  check("service", controlProblem(bento.service))
+  check("bentoctl.version", controlProblem(bento.bentoctlVersion))
   for (const [key, value] of Object.entries(bento.labels)) {
     check(`labels.${key}`, labelKeyProblem(key) ?? controlProblem(value))
   }

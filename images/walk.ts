@@ -56,12 +56,30 @@ const SECRETS = new Set([
   ".azure",
   ".gnupg",
   ".kube",
+  ".docker",
+  ".dockercfg",
+  ".htpasswd",
+  ".pgpass",
+  ".vault-token",
+  "application_default_credentials.json",
   "id_rsa",
   "id_dsa",
   "id_ecdsa",
+  "id_ecdsa_sk",
   "id_ed25519",
+  "id_ed25519_sk",
 ])
 const ENV_EXAMPLES = new Set([".env.example", ".env.sample", ".env.template", ".env.dist"])
+
+/** Files by these names are looked into: a certificate may come along, a private key may not. */
+const KEY_FILE = /\.(?:pem|key)$/i
+const KEY_FILE_BYTES = 64 * 1024
+
+/** Characters that break lines, move the cursor, or turn the direction of what is read. */
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu
+
+/** Below it a file can be opened in the store and in an image, whose own paths come before it. */
+const MAX_PATH_BYTES = 2048
 
 const LARGE_FILE_BYTES = 10 * 1024 * 1024
 
@@ -73,6 +91,11 @@ export async function walkContext(contextDir: string, options: WalkOptions = {})
     entries: walker.entries.toSorted((a, b) => compareText(a.path, b.path)),
     notes: walker.notes,
   }
+}
+
+/** Names by which the layers of an image say that a file, or all of a folder, is gone. */
+export function isWhiteout(base: string): boolean {
+  return base.startsWith(".wh.")
 }
 
 class Walker {
@@ -104,13 +127,38 @@ class Walker {
     const here = own === null ? vetoes : [...vetoes, own]
     for (const child of children.toSorted((a, b) => compareText(a.name, b.name))) {
       const name = folder === "" ? child.name : `${folder}/${child.name}`
-      if (this.#skip.has(path.join(this.#root, name))) continue
+      if (this.#skip.has(path.join(this.#root, name)) || this.#impossible(child.name, name)) continue
       if (child.isDirectory()) {
         if (!this.#denied(child.name, name, true) && !this.#closed(name, here)) await this.folder(name, here)
       } else if (this.#wanted(child.name, name, here)) {
         await this.#take(child, name)
       }
     }
+  }
+
+  /** Notes what no image could hold under this name. */
+  #impossible(base: string, name: string): boolean {
+    const bytes = Buffer.byteLength(name)
+    // Node replaces bytes that are no UTF-8; such a name could not be opened again.
+    const reason = base.includes("\uFFFD")
+      ? "its name is not UTF-8"
+      : isWhiteout(base)
+        ? "a layer of an image takes its name for the order to delete another file"
+        : bytes > MAX_PATH_BYTES
+          ? `its path has ${bytes} bytes, ${MAX_PATH_BYTES} are allowed`
+          : null
+    if (reason !== null) this.#note(name, `was left out: ${reason}`)
+    return reason !== null
+  }
+
+  /** One line each, whatever the name. */
+  #note(name: string, text: string): void {
+    const shown = name.length > 200 ? `${name.slice(0, 200)}…` : name
+    const quoted = JSON.stringify(shown).replace(
+      UNSEEN,
+      (char) => `\\u{${char.codePointAt(0)?.toString(16)}}`,
+    )
+    this.notes.push(`${quoted === `"${shown}"` ? shown : quoted} ${text}`)
   }
 
   #wanted(base: string, name: string, vetoes: readonly Veto[]): boolean {
@@ -127,34 +175,36 @@ class Walker {
     return this.#exclude.closes(folder) || vetoes.some((veto) => veto.patterns.closes(veto.relative(folder)))
   }
 
-  #denied(base: string, name: string, isFolder: boolean): boolean {
+  #denied(written: string, name: string, isFolder: boolean): boolean {
+    const base = written.toLowerCase()
     const secret = SECRETS.has(base) || (base.startsWith(".env.") && !ENV_EXAMPLES.has(base))
-    if (!secret && !JUNK.has(base)) return false
-    if (this.#named.match(name) || (isFolder && this.#named.mentions(base))) return false
-    if (secret)
-      this.notes.push(`${name} was left out, as it may hold secrets; name it in \`include\` to take it`)
+    if (!secret && !JUNK.has(written)) return false
+    if (this.#named.match(name) || (isFolder && this.#named.mentions(written))) return false
+    if (secret) this.#noteSecret(name, "may hold secrets")
     return true
+  }
+
+  #noteSecret(name: string, why: string): void {
+    this.#note(name, `was left out, as it ${why}; name it in \`include\` to take it`)
   }
 
   async #take(child: Dirent, name: string): Promise<void> {
     const source = path.join(this.#root, name)
-    // Node replaces bytes that are no UTF-8; such a name could not be opened again.
-    if (name.includes("\uFFFD")) {
-      this.notes.push(`${JSON.stringify(name)} was left out: its name is not UTF-8`)
-      return
-    }
     if (child.isSymbolicLink()) return this.#link(source, name)
     if (!child.isFile()) {
-      this.notes.push(`${name} was left out: it is a ${specialKind(child)}`)
+      this.#note(name, `was left out: it is a ${specialKind(child)}`)
       return
     }
     const info: Stats = await lstat(source)
     if (info.size > LARGE_FILE_BYTES) {
-      this.notes.push(
-        `${name} is large (${Math.round(info.size / 1024 / 1024)} MiB); models belong into the store`,
-      )
+      this.#note(name, `is large (${Math.round(info.size / 1024 / 1024)} MiB); models belong into the store`)
     }
-    if (info.nlink > 1) this.notes.push(`${name} has other hard links; a copy of its content is taken`)
+    if (KEY_FILE.test(name) && info.size <= KEY_FILE_BYTES && !this.#named.match(name)) {
+      const text = await readFile(source, "latin1")
+      if (/-----BEGIN [A-Z ]*PRIVATE KEY-----/.test(text))
+        return this.#noteSecret(name, "holds a private key")
+    }
+    if (info.nlink > 1) this.#note(name, "has other hard links; a copy of its content is taken")
     const executable = (info.mode & 0o111) !== 0
     this.entries.push({ kind: "file", path: name, source, size: info.size, executable })
   }
@@ -173,9 +223,8 @@ class Walker {
       real = await realpath(source)
     } catch (error) {
       const loop = error instanceof Error && "code" in error && error.code === "ELOOP"
-      this.notes.push(
-        `${name} was left out: it is a link ${loop ? "in a loop" : `to ${written}, which does not exist`}`,
-      )
+      const to = loop ? "in a loop" : `to ${JSON.stringify(written)}, which does not exist`
+      this.#note(name, `was left out: it is a link ${to}`)
       return
     }
     if (!this.#holds(real)) throw escape(real)

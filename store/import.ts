@@ -120,11 +120,16 @@ async function importFolder(options: ImportOptions): Promise<{ model: Model; not
   const { path, store, signal } = options
   const notes: string[] = []
   const manifest = join(path, MODEL_YAML)
-  const text = await readFile(manifest, "utf8").catch(async (error: unknown) => {
+  const found = await lstat(manifest).catch(async (error: unknown) => {
     throw isMissing(error) ? await noModelIn(path) : unreadable(manifest, error)
   })
-  const written = parseModelYaml(text, manifest)
+  // Before anything is read: a named pipe would never end.
+  if (!found.isFile()) throw notPlain(manifest, found)
   const files = await listFolder(path)
+  const text = await readFile(manifest, "utf8").catch((error: unknown) => {
+    throw unreadable(manifest, error)
+  })
+  const written = parseModelYaml(text, manifest)
   const saved = join(path, SAVED_MODEL)
   const graph = files.some((file) => file.path === saved) ? await readGraph(saved, options, notes) : null
   if (graph === null) notes.push(`it has no ${SAVED_MODEL}: it can be kept and packed, but not served`)
@@ -378,17 +383,28 @@ interface FolderEntry {
 /** Files and folders below `root`, parents first; links and devices are refused. */
 async function listFolder(root: string): Promise<FolderEntry[]> {
   const found: FolderEntry[] = []
-  for (const entry of await readdir(root, { withFileTypes: true })) {
-    const path = join(root, entry.name)
-    const stats = await lstat(path)
-    if (!stats.isFile() && !stats.isDirectory()) {
-      const what = stats.isSymbolicLink() ? "a link" : "no plain file"
-      throw new BentoError("IMPORT_FAILED", `${path} is ${what}; a model folder holds plain files only`)
+  const names = await readdir(root).catch((error: unknown) => {
+    throw unreadable(root, error)
+  })
+  for (const name of names) {
+    const path = join(root, name)
+    // Node replaces bytes that are no UTF-8; such a name cannot be opened.
+    if (name.includes("\uFFFD")) {
+      throw new BentoError("IMPORT_FAILED", `the name ${JSON.stringify(name)} in ${root} is not UTF-8`)
     }
+    const stats = await lstat(path).catch((error: unknown) => {
+      throw unreadable(path, error)
+    })
+    if (!stats.isFile() && !stats.isDirectory()) throw notPlain(path, stats)
     found.push({ path, stats })
     if (stats.isDirectory()) found.push(...(await listFolder(path)))
   }
   return found
+}
+
+function notPlain(path: string, stats: Stats): BentoError {
+  const what = stats.isSymbolicLink() ? "a link" : "no plain file"
+  return new BentoError("IMPORT_FAILED", `${path} is ${what}; a model folder holds plain files only`)
 }
 
 /**

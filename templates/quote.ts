@@ -19,9 +19,9 @@ export function dockerWord(value: string): string {
   return `"${oneLine(value).replace(/[\\"$]/g, "\\$&")}"`
 }
 
-/** A word of a shell command, in single quotes. */
+/** A word of a shell command, in single quotes. `<<` is taken apart: not every parser of Dockerfiles sees the quotes. */
 export function shellWord(value: string): string {
-  return `'${oneLine(value).replaceAll("'", `'\\''`)}'`
+  return `'${oneLine(value).replaceAll("'", `'\\''`).replaceAll("<<", "<''<")}'`
 }
 
 /** A value in one line of JSON, for the exec form of an instruction. */

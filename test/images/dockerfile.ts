@@ -1,27 +1,16 @@
-/** A small reader of Dockerfiles, for tests only: what an engine would see of a rendered text. */
+/** What an engine would see of a rendered Dockerfile, for tests only. Instructions are found by a parser that is not ours. */
+import { DockerfileParser } from "dockerfile-ast"
 
 export interface Instruction {
   readonly name: string
+  /** Without flags; continuation lines are joined. */
   readonly text: string
 }
 
-/** Instructions with continuation lines joined; comments and blank lines left out, also between continuations. */
 export function parseDockerfile(text: string): Instruction[] {
-  const instructions: Instruction[] = []
-  let open = ""
-  for (const line of text.split("\n")) {
-    if (/^\s*#/.test(line) || line.trim() === "") continue
-    const joined = open + line
-    if (/\\[ \t]*$/.test(joined)) {
-      open = joined.replace(/\\[ \t]*$/, "")
-      continue
-    }
-    open = ""
-    const [, name = "", rest = ""] = /^\s*(\S+)\s*([^]*)$/.exec(joined) ?? []
-    instructions.push({ name: name.toUpperCase(), text: rest.trim() })
-  }
-  if (open !== "") throw new Error("the text ends in a continuation")
-  return instructions
+  return DockerfileParser.parse(text)
+    .getInstructions()
+    .map((found) => ({ name: found.getKeyword(), text: found.getArgumentsContent() ?? "" }))
 }
 
 /** `"a b"="c"` of LABEL or ENV, unquoted as BuildKit's shell lexer does; a variable would be expanded, so it throws. */

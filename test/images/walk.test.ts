@@ -1,6 +1,6 @@
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
-import { chmod, link, mkdir, symlink, writeFile } from "node:fs/promises"
+import { chmod, link, mkdir, rename, symlink, writeFile } from "node:fs/promises"
 import { createServer } from "node:net"
 import path from "node:path"
 import { after, describe, test } from "node:test"
@@ -67,6 +67,34 @@ describe("a project is taken", () => {
       notes.map((note) => note.split(" ")[0]),
       [".env", ".npmrc", ".ssh", "id_ed25519", "sub/.env.production"],
     )
+  })
+
+  test("without credentials by any of their names, and without private keys in files of certificates", async () => {
+    const secrets = [
+      ".ENV",
+      ".aws/credentials",
+      ".docker/config.json",
+      ".htpasswd",
+      ".kube/config",
+      ".vault-token",
+      "application_default_credentials.json",
+      "id_ecdsa",
+      "id_ed25519_sk",
+    ]
+    const dir = await project("a.ts", "id_card.png", ...secrets)
+    await writeFiles(dir, {
+      "ca.pem": "-----BEGIN CERTIFICATE-----\nx\n",
+      "server.key": "-----BEGIN PRIVATE KEY-----\nx\n",
+      "sub/all.pem": "-----BEGIN CERTIFICATE-----\nx\n-----BEGIN RSA PRIVATE KEY-----\nx\n",
+    })
+    const { entries, notes } = await walkContext(dir)
+    assert.deepEqual(
+      entries.map((entry) => entry.path),
+      ["a.ts", "ca.pem", "id_card.png"],
+    )
+    const left = [...secrets, "server.key", "sub/all.pem"].map((name) => name.replace(/(^\..*)\/.*/, "$1"))
+    assert.deepEqual(new Set(notes.map((note) => note.split(" ")[0])), new Set(left))
+    assert.ok((await paths(dir, { include: ["*", "server.key"] })).includes("server.key"))
   })
 
   test("with a secret that include names in so many words", async () => {
@@ -210,12 +238,56 @@ describe("links and special files", () => {
       ["a.txt"],
     )
     assert.deepEqual(notes, [
-      "broken was left out: it is a link to nowhere, which does not exist",
+      'broken was left out: it is a link to "nowhere", which does not exist',
       "loop-a was left out: it is a link in a loop",
       "loop-b was left out: it is a link in a loop",
       "pipe was left out: it is a named pipe",
       "socket was left out: it is a socket",
     ])
+  })
+
+  test("a name that deletes another file in a layer is left out with a note, and so is all below it", async () => {
+    const dir = await project("a.txt", ".wh.a.txt", ".wh..wh..opq", "sub/.wh.b/c.txt", "sub/wh.d")
+    const { entries, notes } = await walkContext(dir)
+    assert.deepEqual(
+      entries.map((entry) => entry.path),
+      ["a.txt", "sub/wh.d"],
+    )
+    const reason = "was left out: a layer of an image takes its name for the order to delete another file"
+    assert.deepEqual(notes, [`.wh..wh..opq ${reason}`, `.wh.a.txt ${reason}`, `sub/.wh.b ${reason}`])
+  })
+
+  test("a note is one line and moves no cursor, whatever the name", async () => {
+    const names = ["x\n::error::y", "x\ry", "x\u2028y", "x\u001b[2Jy", "x\u202ey"]
+    const dir = await project(...names)
+    for (const [index, name] of names.entries()) {
+      await link(path.join(dir, name), path.join(folder, `line-${index}`))
+    }
+    const { notes } = await walkContext(dir)
+    assert.equal(notes.length, names.length)
+    for (const note of notes)
+      assert.match(note, /^"x.*y" has other hard links; a copy of its content is taken$/)
+    assert.doesNotMatch(notes.join(""), /[\p{Cc}\p{Cf}\p{Zl}]/u)
+  })
+
+  test("paths that are longer than a system can open are left out, however deep they lie", async () => {
+    const dir = await project("a.txt")
+    // 5 KB, which no single call could name.
+    const half = Array(10).fill("d".repeat(250)).join("/")
+    await mkdir(path.join(dir, half), { recursive: true })
+    await mkdir(path.join(dir, "x", half), { recursive: true })
+    await rename(path.join(dir, "x"), path.join(dir, half, "x"))
+    try {
+      const { entries, notes } = await walkContext(dir)
+      assert.deepEqual(
+        entries.map((entry) => entry.path),
+        ["a.txt"],
+      )
+      assert.equal(notes.length, 1)
+      assert.match(notes[0] ?? "", /^d{200}… was left out: its path has 2258 bytes, 2048 are allowed$/)
+    } finally {
+      execFileSync("rm", ["-rf", dir])
+    }
   })
 
   test("a name that is not UTF-8 is left out with a note", async () => {

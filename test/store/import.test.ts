@@ -1,6 +1,20 @@
 import assert from "node:assert/strict"
+import { execFileSync } from "node:child_process"
 import { randomBytes } from "node:crypto"
-import { cp, mkdir, open, readdir, readFile, rm, symlink, truncate, writeFile } from "node:fs/promises"
+import { once } from "node:events"
+import {
+  cp,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises"
+import { createServer } from "node:net"
 import { join } from "node:path"
 import { test, type TestContext } from "node:test"
 import { BentoError } from "../../store/errors.ts"
@@ -414,20 +428,138 @@ test("a folder that is no ONNX model is kept as it is, with a note", async (t) =
   assert.deepEqual(await treeOf(options.store.dir(model.tag)), await treeOf(path))
 })
 
-test("a model folder with links, or a broken model.yaml, is refused", async (t) => {
+test("a model folder holds plain files and nothing else, whatever stands where", async (t) => {
   const { home, options } = await place(t)
-  const folder = join(await tempFolder(t), "m")
-  await cp(await bentomlModel("tokenizer"), folder, { recursive: true })
-  await symlink("/etc/passwd", join(folder, "link"))
-  assert.match((await refused(importModel({ ...options, path: folder }))).message, /link is a link/)
-  await rm(join(folder, "link"))
-  await writeFile(join(folder, "model.yaml"), "name: a\nversion: [\n")
-  assert.match(
-    (await refused(importModel({ ...options, path: folder }), "MANIFEST_INVALID")).message,
-    /model\.yaml:3/,
-  )
-  assert.deepEqual(await treeOf(home), {})
+  const whole = await bentomlModel("tokenizer")
+  const manifest = await readFile(join(whole, "model.yaml"), "utf8")
+  const bomb = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+  for (const letter of "bcdefghij") {
+    const before = String.fromCharCode(letter.charCodeAt(0) - 1)
+    bomb.push(`${letter}: &${letter} [${Array(10).fill(`*${before}`).join(", ")}]`)
+  }
+  const mkfifo = (path: string): void => void execFileSync("mkfifo", [path])
+  const yaml = (text: string) => (folder: string) => writeFile(join(folder, "model.yaml"), text)
+  const cases: readonly (readonly [
+    what: string,
+    spoil: (folder: string) => unknown,
+    reason: RegExp,
+    code?: "MANIFEST_INVALID",
+  ])[] = [
+    ["a link to a file", (folder) => symlink("/etc/passwd", join(folder, "link")), /link is a link/],
+    ["a link to a folder", (folder) => symlink("/etc", join(folder, "etc")), /etc is a link/],
+    ["a link inside", (folder) => symlink("model.yaml", join(folder, "inside")), /inside is a link/],
+    ["a link in a loop", (folder) => symlink(".", join(folder, "loop")), /loop is a link/],
+    [
+      "a link deep down",
+      async (folder) => {
+        await mkdir(join(folder, "a/b"), { recursive: true })
+        await symlink("../../..", join(folder, "a/b/up"))
+      },
+      /a\/b\/up is a link/,
+    ],
+    ["a named pipe", (folder) => mkfifo(join(folder, "pipe")), /pipe is no plain file/],
+    [
+      "a socket",
+      async (folder) => {
+        const server = createServer().listen(join(folder, "socket"))
+        await once(server, "listening")
+        t.after(() => server.close())
+      },
+      /socket is no plain file/,
+    ],
+    [
+      "a model.yaml that is a link",
+      async (folder) => {
+        await rename(join(folder, "model.yaml"), join(folder, "other.yaml"))
+        await symlink("other.yaml", join(folder, "model.yaml"))
+      },
+      /model\.yaml is a link/,
+    ],
+    [
+      "a model.yaml that is a named pipe",
+      async (folder) => {
+        await rm(join(folder, "model.yaml"))
+        mkfifo(join(folder, "model.yaml"))
+      },
+      /model\.yaml is no plain file/,
+    ],
+    [
+      "a model.yaml that is a folder",
+      async (folder) => {
+        await rm(join(folder, "model.yaml"))
+        await mkdir(join(folder, "model.yaml"))
+      },
+      /model\.yaml is no plain file/,
+    ],
+    [
+      "a saved model that is a link",
+      (folder) => symlink("/dev/zero", join(folder, "saved_model.onnx")),
+      /saved_model\.onnx is a link/,
+    ],
+    [
+      "a name that is no text",
+      (folder) => writeFile(Buffer.concat([Buffer.from(`${folder}/b`), Buffer.of(0xff)]), ""),
+      /is not UTF-8/,
+    ],
+    ["broken YAML", yaml("name: a\nversion: [\n"), /model\.yaml:3/, "MANIFEST_INVALID"],
+    [
+      "a tag of Python",
+      yaml(`${manifest}\nx: !!python/object/apply:os.system ["touch /pwned"]\n`),
+      /model\.yaml:\d+:\d+: .*python\/object\/apply:os\.system is refused/,
+      "MANIFEST_INVALID",
+    ],
+    [
+      "a tag of Python in a key",
+      yaml(manifest.replace("labels:", "!!python/name:os.system labels:")),
+      /model\.yaml:\d+:/,
+      "MANIFEST_INVALID",
+    ],
+    [
+      "__proto__",
+      yaml(manifest.replace("options: {}", "options: {__proto__: {x: y}}")),
+      /model\.yaml:\d+:.*__proto__ is refused/,
+      "MANIFEST_INVALID",
+    ],
+    ["an alias bomb", yaml(bomb.join("\n")), /model\.yaml:\d+:.*100000 values/, "MANIFEST_INVALID"],
+    [
+      "a name with a way up",
+      yaml(manifest.replace(/^name: .*/m, "name: ../../x")),
+      /name/,
+      "MANIFEST_INVALID",
+    ],
+    [
+      "a version with a way up",
+      yaml(manifest.replace(/^version: .*/m, "version: ../x")),
+      /version/,
+      "MANIFEST_INVALID",
+    ],
+  ]
+  for (const [what, spoil, reason, code] of cases) {
+    const folder = join(await tempFolder(t), "m")
+    await cp(whole, folder, { recursive: true })
+    await spoil(folder)
+    const { name: _name, version: _version, ...own } = options
+    assert.match((await refused(importModel({ ...own, path: folder }), code)).message, reason, what)
+    assert.deepEqual(await treeOf(home), {}, what)
+  }
 })
+
+test(
+  "a device in a model folder is refused",
+  { skip: process.getuid?.() !== 0 && "only root makes devices" },
+  async (t) => {
+    const { home, options } = await place(t)
+    const folder = join(await tempFolder(t), "m")
+    await cp(await bentomlModel("tokenizer"), folder, { recursive: true })
+    try {
+      execFileSync("mknod", [join(folder, "zero"), "c", "1", "5"], { stdio: "pipe" })
+    } catch {
+      return t.skip("this container may not make devices")
+    }
+    assert.match((await refused(importModel({ ...options, path: folder }))).message, /zero is no plain file/)
+    assert.deepEqual(await treeOf(home), {})
+  },
+)
 
 // ------------------------------------------------------------------------------------------------------ interruption
 
