@@ -191,7 +191,8 @@ interface ContextName {
   readonly source: string
 }
 
-function configFolder(env: Env): string | null {
+/** Where docker keeps its own settings; null where nobody has a home. */
+export function configFolder(env: Env): string | null {
   const home = valueOf(env, "HOME")
   return valueOf(env, "DOCKER_CONFIG") ?? (home === null ? null : path.join(home, ".docker"))
 }
@@ -258,6 +259,8 @@ function readJson(file: string, hint: string): Readonly<Record<string, unknown>>
     return { ...value }
   } catch (error) {
     if (isMissing(error)) return null
+    // What the parser says quotes the file, which may hold passwords of registries.
+    if (error instanceof SyntaxError) throw invalid(`${file} is not valid JSON`, hint)
     throw invalid(`${file} cannot be read: ${messageOf(error)}`, hint, error)
   }
 }

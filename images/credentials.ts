@@ -8,6 +8,7 @@ import path from "node:path"
 import { text } from "node:stream/consumers"
 import { z } from "zod"
 import { BentoError } from "../store/errors.ts"
+import { configFolder } from "./connection.ts"
 
 type Env = Readonly<Record<string, string | undefined>>
 
@@ -187,7 +188,9 @@ export async function findCredentials(
   options: { readonly env: Env; readonly signal?: AbortSignal | undefined },
 ): Promise<Credentials> {
   const { env } = options
-  const file = path.join(env["DOCKER_CONFIG"] || path.join(env["HOME"] || "/", ".docker"), "config.json")
+  const folder = configFolder(env)
+  if (folder === null) return { auth: null, source: "DOCKER_CONFIG, which is not set," }
+  const file = path.join(folder, "config.json")
   const content = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT" || error.code === "ENOTDIR") return null
     throw unusable(`${file} cannot be read: ${error.code}`)

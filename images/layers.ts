@@ -49,6 +49,11 @@ export async function readLayer(plan: LayerPlan, folders: FolderFacts): Promise<
   }
 }
 
+/** The name of a layer of ours, read back from a line of the history; null for what others wrote. */
+export function holdsOf(createdBy: string): string | null {
+  return /^bentoctl: (.+) in \S+$/.exec(createdBy)?.[1] ?? null
+}
+
 /** `runtime/x` of the context as `opt/bentoctl/x` of the image; folders above `from` are no part of it. */
 function placed(entry: ContextEntry, from: string, target: string): ContextEntry[] {
   if (!`${entry.path}/`.startsWith(from)) return []

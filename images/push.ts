@@ -5,6 +5,7 @@ import type { BuildEvent, ImageEngine, Pushed, PushProgress } from "./builder.ts
 import { findCredentials } from "./credentials.ts"
 import type { Credentials } from "./credentials.ts"
 import { imageNames } from "./plan.ts"
+import { holdsOf } from "./layers.ts"
 import { registryOf } from "./reference.ts"
 
 /** One name of an image, and what its registry will be told. */
@@ -45,9 +46,11 @@ function registryMissing(message: string): BentoError {
   })
 }
 
+type Engine = Pick<ImageEngine, "push" | "inspect" | "history">
+
 /** Pushes one after the other; the engine sends several layers at a time, and tries again by itself. */
 export async function* pushImages(
-  engine: Pick<ImageEngine, "push">,
+  engine: Engine,
   targets: readonly PushTarget[],
   options: { readonly signal?: AbortSignal | undefined; readonly clock: () => number },
 ): AsyncGenerator<BuildEvent> {
@@ -55,7 +58,7 @@ export async function* pushImages(
 }
 
 async function* pushImage(
-  engine: Pick<ImageEngine, "push">,
+  engine: Engine,
   target: PushTarget,
   { signal, clock }: { readonly signal?: AbortSignal | undefined; readonly clock: () => number },
 ): AsyncGenerator<BuildEvent> {
@@ -63,7 +66,7 @@ async function* pushImage(
   const step = { type: "step", step: `push ${reference}`, name: `push ${reference}` } as const
   const startedMs = clock()
   yield { ...step, state: "started" }
-  const layers = new LayerSteps(step.step, clock)
+  const layers = new LayerSteps(step.step, await layerNames(engine, reference, signal), clock)
   try {
     const said = engine.push(reference, { auth: target.credentials.auth, signal })
     for (;;) {
@@ -87,6 +90,24 @@ async function* pushImage(
   }
 }
 
+/** What our layers hold, by the ids under which the engine pushes them. Layers of others have no names. */
+async function layerNames(
+  engine: Engine,
+  reference: string,
+  signal: AbortSignal | undefined,
+): Promise<ReadonlyMap<string, string>> {
+  const [image, history] = await Promise.all([
+    engine.inspect(reference, signal),
+    engine.history(reference, signal),
+  ])
+  const held = history.map(({ createdBy }) => holdsOf(createdBy))
+  const end = held.findLastIndex((name) => name !== null) + 1
+  // What lies below may be an image of ours as well, whose last line names no layer.
+  const names = held.slice(held.lastIndexOf(null, end - 1) + 1, end)
+  const ids = (image?.layers ?? []).slice(-names.length).map((digest) => digest.slice(7, 7 + 12))
+  return new Map(names.map((name, index) => [ids[index] ?? "", name ?? ""]))
+}
+
 interface Layer {
   readonly sinceMs: number
   bytes: number
@@ -99,10 +120,12 @@ interface Layer {
 class LayerSteps {
   readonly #layers = new Map<string, Layer>()
   readonly #prefix: string
+  readonly #names: ReadonlyMap<string, string>
   readonly #clock: () => number
 
-  constructor(prefix: string, clock: () => number) {
+  constructor(prefix: string, names: ReadonlyMap<string, string>, clock: () => number) {
     this.#prefix = prefix
+    this.#names = names
     this.#clock = clock
   }
 
@@ -156,7 +179,9 @@ class LayerSteps {
   }
 
   #step(id: string) {
-    return { type: "step", step: `${this.#prefix} ${id}`, name: `layer ${id}` } as const
+    const name = this.#names.get(id)
+    const shown = name === undefined ? `layer ${id}` : `layer ${id} (${name})`
+    return { type: "step", step: `${this.#prefix} ${id}`, name: shown } as const
   }
 }
 

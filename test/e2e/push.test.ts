@@ -199,7 +199,10 @@ describe("--push", { skip }, () => {
     const second = await push()
     assert.equal(second.code, 0, second.stderr)
     assert.ok(counted.sentBytes() - before < 100_000, `${counted.sentBytes() - before} bytes were sent`)
-    assert.match(second.stderr, /\| Mounted from e2e-push\/first\n#\d+ CACHED/)
+    assert.match(
+      second.stderr,
+      /^(#\d+) layer [0-9a-f]{12} \(model iris:1\)\n\1 \| Mounted from e2e-push\/first\n\1 CACHED$/m,
+    )
     const again = await push()
     assert.match(again.stderr, /\| Layer already exists\n#\d+ CACHED/)
     assert.match(

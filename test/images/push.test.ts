@@ -24,8 +24,20 @@ function engine(said: readonly Said[], failure?: Error) {
       if (failure !== undefined) throw failure
       return { digest: "sha256:d" }
     },
+    inspect: async () => ({ ...image, layers: ["base", "a", "b", "c"].map((id) => `sha256:${id}`) }),
+    history: async () => [
+      line("/bin/sh -c #(nop) ADD"),
+      line("bentoctl: model of an image below in /x"),
+      line("container config"),
+      line("bentoctl: model iris:1 in /home/bentoml/bento/models/iris/1"),
+      line("bentoctl: source in /home/bentoml/bento/src"),
+      line("container config"),
+    ],
   }
 }
+
+const image = { id: "sha256:i", os: "", architecture: "", variant: null, config: {}, sizeBytes: 0 }
+const line = (createdBy: string) => ({ createdS: 0, createdBy, comment: "", sizeBytes: 0 })
 
 async function push(
   said: readonly Said[],
@@ -89,6 +101,14 @@ test("each layer is a step: sent, there already, or mounted from another reposit
     sentBytes: 2000,
     durationMs: 0,
   })
+})
+
+test("layers of ours have their names", async () => {
+  const { events } = await push(["base", "a", "b", "c"].map((id) => [id, "Pushed"]))
+  assert.deepEqual(
+    events.flatMap((event) => (event.type === "step" && event.state === "started" ? [event.name] : [])),
+    ["push r.example:5000/ml/iris:1", "layer base", "layer a", "layer b (model iris:1)", "layer c (source)"],
+  )
 })
 
 test("the engine's countdown to another try is told once per try", async () => {
