@@ -262,7 +262,7 @@ function describeOptions(info: OnnxInfo, options: Model["options"]): Model["opti
 function withExtras(options: ImportOptions, model: Model): Model {
   const { labels = {}, metadata = {}, signatures = {} } = options
   const known = Object.entries(signatures).map(([name, given]) => {
-    const before = model.signatures[name]
+    const before = Object.hasOwn(model.signatures, name) ? model.signatures[name] : undefined
     if (before !== undefined) return [name, { ...before, ...given }] as const
     throw new BentoError("IMPORT_FAILED", `an ONNX model has no signature "${name}"`, {
       hint: `Its signatures: ${Object.keys(model.signatures).join(", ") || "none"}.`,

@@ -1,7 +1,7 @@
 /** The house rules are enforced by the linter; here one planted violation per rule must be found, and clean code must not. */
 import assert from "node:assert/strict"
 import { execFile } from "node:child_process"
-import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises"
+import { cp, mkdir, mkdtemp, readFile, readdir, rm, symlink, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, before, test } from "node:test"
@@ -123,4 +123,20 @@ for (const [name, [, rule]] of Object.entries(PLANTED)) {
 test("nothing is said of files that keep the rules", () => {
   const wronglyNamed = found.filter(({ filename, code }) => filename in CLEAN && code !== "import(no-cycle)")
   assert.deepEqual(wronglyNamed, [])
+})
+
+test("no program is started through a shell", async () => {
+  let starting = 0
+  for (const layer of ["cli", "images", "runtime", "store", "templates"]) {
+    const names = (await readdir(path.join(root, layer))).filter((name) => name.endsWith(".ts"))
+    for (const name of names) {
+      const source = await readFile(path.join(root, layer, name), "utf8")
+      for (const [, imported = ""] of source.matchAll(/import (.*?) from "(?:node:)?child_process"/gs)) {
+        assert.match(imported, /^\{ (spawn|execFile|type ChildProcess|, )+ \}$/, `${layer}/${name}`)
+        assert.doesNotMatch(source, /\bshell:/, `${layer}/${name}`)
+        starting++
+      }
+    }
+  }
+  assert.ok(starting > 0)
 })

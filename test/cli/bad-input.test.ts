@@ -124,6 +124,7 @@ describe("models import", () => {
     const folder = await folderWith({
       "list.yaml": "- 1",
       "bad.yaml": "a: [",
+      "proto.json": '{"a": {\n"__proto__": {"polluted": true}}}',
       "dim.json": '{"run": {"batch_dim": "x"}}',
     })
     const of = (name: string): string => path.join(folder, name)
@@ -135,6 +136,9 @@ describe("models import", () => {
     await failed(["--signature", of("dim.json")], "dim.json", "batch_dim must be an axis")
     await failed(["--signature", '{"run": {"batchabel": true}}'], 'unknown key "batchabel"')
     await failed(["--signature", '{"predict": {"batchable": true}}'], 'no signature "predict"')
+    await failed(["--signature", '{"constructor": {"batchable": true}}'], 'no signature "constructor"')
+    await failed(["--signature", '{"__proto__": {"batchable": true}}'], "__proto__ is refused")
+    await failed(["--metadata", of("proto.json")], /proto\.json:2.*__proto__ is refused/)
   })
 
   test("a store that cannot be written", async () => {
