@@ -56,7 +56,11 @@ export class ServeCommand extends BaseCommand {
     const target = await resolveTarget(this.target ?? ".", context.cwd, context.home)
     if (target.kind === "bento") {
       if (this.reload) throw new UsageError("--reload needs sources to watch, and a Bento does not change")
-      const args = [entry, "--bento", target.dir, "--models-dir", path.join(context.home, "models"), ...flags]
+      const { packagesOfBento } = await import("../images/build.ts")
+      const packagesDir = await packagesOfBento(target.dir, context)
+      const packages = packagesDir === undefined ? [] : ["--packages-dir", packagesDir]
+      const models = ["--models-dir", path.join(context.home, "models")]
+      const args = [entry, "--bento", target.dir, ...models, ...packages, ...flags]
       return serveOnce(context, { args, cwd: target.dir })
     }
     const { openProject } = await import("./project.ts")

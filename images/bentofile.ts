@@ -19,6 +19,8 @@ import {
   controlProblem,
   envNameProblem,
   labelKeyProblem,
+  nodePackageProblem,
+  splitNodePackage,
   systemPackageProblem,
 } from "./grammar.ts"
 import { formatPath, readYaml } from "./yaml-source.ts"
@@ -43,6 +45,8 @@ export interface Bentofile {
   readonly models: readonly { readonly tag: string; readonly alias?: string; readonly line: number }[]
   readonly envs: readonly { readonly name: string; readonly value: string; readonly stage: EnvStage }[]
   readonly docker: DockerOptions
+  /** `node.packages` as written; `line` is where. */
+  readonly node: { readonly packages: readonly string[]; readonly line: number | null }
 }
 
 /** What a project without a bentofile means. */
@@ -65,6 +69,7 @@ export const EMPTY_BENTOFILE: Bentofile = {
     systemPackages: [],
     setupScript: null,
   },
+  node: { packages: [], line: null },
 }
 
 /** Keys of BentoML that have no place here → what to do instead. */
@@ -154,6 +159,13 @@ const dockerSchema = z.strictObject({
     .describe("A script to run as root while building, inside the context"),
 })
 
+const nodeSchema = z.strictObject({
+  packages: z
+    .array(checked(nodePackageProblem))
+    .nullish()
+    .describe("npm packages, `name@range`; locked when the Bento is built. Instead of a package.json"),
+})
+
 const bentofileSchema = z
   .strictObject({
     service: z
@@ -174,6 +186,7 @@ const bentofileSchema = z
     models: z.array(modelSchema).nullish().describe("Models of the Bento, from the store"),
     envs: z.array(envSchema).nullish(),
     docker: dockerSchema.nullish(),
+    node: nodeSchema.nullish(),
   })
   .meta({ title: "bentofile.yaml of bentoctl" })
 
@@ -330,6 +343,7 @@ function unknownKey(where: YamlPath, key: string): string {
     docker: DOCKER_KEYS,
     models: ["tag", "alias"],
     envs: Object.keys(envSchema.shape),
+    node: Object.keys(nodeSchema.shape),
     description: ["file"],
   }[section]
   const near = nearestNames(key, keys ?? [], 1)[0]
@@ -407,6 +421,14 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
     const named = models.findIndex((other, at) => at !== index && nameOf(other.tag) === alias)
     if (named >= 0) report(c, field, `${JSON.stringify(alias)} is already the name of models[${named}]`)
   })
+  const packages = written.node?.packages ?? []
+  packages.forEach((text, index) => {
+    const { name } = splitNodePackage(text)
+    const first = packages.findIndex((other) => splitNodePackage(other).name === name)
+    if (first < index) {
+      report(c, ["node", "packages", index], `${name} is given twice (first in node.packages[${first}])`)
+    }
+  })
   return {
     path: c.file,
     service: written.service ?? null,
@@ -427,6 +449,10 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
       env,
       systemPackages: [...new Set(docker.system_packages ?? [])].sort(),
       setupScript: await setupScript(docker.setup_script ?? null, c),
+    },
+    node: {
+      packages,
+      line: packages.length === 0 ? null : (c.source.position(["node", "packages"], "key")?.line ?? null),
     },
   }
 }

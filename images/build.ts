@@ -6,12 +6,12 @@ import { pipeline } from "node:stream/promises"
 import { stringify } from "yaml"
 import { BentoError } from "../store/errors.ts"
 import { BENTO_YAML, formatBentoYaml } from "../store/bento.ts"
-import type { Bento } from "../store/bento.ts"
+import type { Bento, NodePackages } from "../store/bento.ts"
 import { formatCreationTime } from "../store/model.ts"
 import { openBentoStore } from "../store/store.ts"
 import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts"
 import { runtimeVersions } from "./runtime-bundle.ts"
-import { planImage, printablePlan } from "./plan.ts"
+import { PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -19,7 +19,7 @@ import type { Description } from "./describe.ts"
 import { walkContext } from "./walk.ts"
 import type { Walk } from "./walk.ts"
 
-export { serveSpecOf } from "./project.ts"
+export { packagesOfBento, serveSpecOf } from "./project.ts"
 
 export interface BuildBentoOptions extends ProjectOptions {
   readonly name?: string | undefined
@@ -47,6 +47,8 @@ export interface BuiltBento {
   readonly files: readonly string[]
   /** What its image will be. */
   readonly plan: ImagePlan
+  /** For an image that is built at once: see `StoredBento`. */
+  readonly npmrc?: string
 }
 
 export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento> {
@@ -57,7 +59,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     options.meanwhile?.()
   }
   const { project, description } = await describeProject(opened, { ...options, meanwhile })
-  const { contextDir, bentofile, service } = project
+  const { contextDir, bentofile, service, packages } = project
   const walk = await walkContext(contextDir, {
     // Without code nothing reads the sources; what `include` names comes along all the same.
     include: bentofile.include ?? (service === null ? [] : ["*"]),
@@ -82,7 +84,19 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   })
   const { dockerfileOf } = await import("./context.ts")
   const dockerfile = dockerfileOf(plan)
-  const built = { bento, models: project.models, dir, notes: walk.notes, files, plan: printablePlan(plan) }
+  const npmrc =
+    packages === null ? undefined : await (await import("./npmrc.ts")).readNpmrc(options.env, contextDir)
+  const { models } = project
+  const { notes } = walk
+  const built = {
+    bento,
+    models,
+    dir,
+    notes,
+    files,
+    plan: printablePlan(plan),
+    ...(npmrc === undefined ? {} : { npmrc }),
+  }
   if (options.dryRun === true) return built
   const { signal } = options
   await store.add(
@@ -98,6 +112,9 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
         await copyFile(script, path.join(draft, "env/docker/setup_script"), 0o755)
       }
       await write(draft, "env/docker/Dockerfile", dockerfile)
+      for (const [name, text] of Object.entries(packages?.found.files ?? {})) {
+        await write(draft, `${PACKAGES_DIR}/${name}`, text)
+      }
       await write(draft, "README.md", await readmeOf(project, bento))
       await write(
         draft,
@@ -117,7 +134,7 @@ function bentoOf(
   options: BuildBentoOptions,
   bentoctlVersion: string,
 ): Bento {
-  const { bentofile, service } = project
+  const { bentofile, service, packages } = project
   const version =
     options.version === undefined ? makeVersion(options.now, options.random) : checkVersion(options.version)
   return {
@@ -128,11 +145,16 @@ function bentoOf(
     models: project.models.map(bentoModelOf),
     envs: bentofile.envs,
     docker: bentofile.docker,
+    ...(packages === null ? {} : { node: nodeOf(packages.found) }),
     runners: description.service.runners,
     apis: description.service.apis,
     bentoctlVersion,
     creationTime: formatCreationTime(options.now),
   }
+}
+
+function nodeOf({ manager, version, settings }: NodePackages): NodePackages {
+  return { manager, version, settings }
 }
 
 /** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */
@@ -167,11 +189,13 @@ export function snakeCase(name: string): string {
 
 /** What the service is made of must be in the Bento, or its image would fail to start. */
 function checkTaken(project: Project, description: Description, files: readonly string[]): void {
-  const { service } = project
+  const { service, packages } = project
   if (service === null) return
   const taken = new Set(files)
   const entry = service.replace(/:[^:/]*$/, "")
-  const missing = [...new Set([entry, ...description.files])].filter((file) => !taken.has(file))
+  const missing = [...new Set([entry, ...description.files])].filter(
+    (file) => !taken.has(file) && !isInstalled(file, project),
+  )
   if (missing.length === 0) return
   const outside = missing.filter((file) => file.startsWith("..") || path.isAbsolute(file))
   if (outside.length > 0) {
@@ -182,15 +206,25 @@ function checkTaken(project: Project, description: Description, files: readonly 
     )
   }
   // Of a package one name is enough.
-  const packages = missing.map((file) => /^(.*?node_modules\/(?:@[^/]+\/)?[^/]+)\//.exec(file)?.[1] ?? file)
-  const left = [...new Set(packages)]
+  const names = missing.map((file) => /^(.*?node_modules\/(?:@[^/]+\/)?[^/]+)\//.exec(file)?.[1] ?? file)
+  const left = [...new Set(names)]
   const example = left.find((file) => file.includes("node_modules/"))
   throw new BentoError("SERVICE_INVALID", `${entry} needs what the Bento leaves out: ${left.join(", ")}`, {
     hint:
       example === undefined
         ? "See `include`, `exclude` and .bentoignore."
-        : `node_modules is not taken by itself: name what is needed, \`include: ["*", "${example}/"]\`.`,
+        : packages !== null
+          ? `Packages come from the lock file, without those that only development needs: make ${path.basename(example)} one of \`dependencies\`.`
+          : `node_modules is not taken by itself: name what is needed, \`include: ["*", "${example}/"]\`.`,
   })
+}
+
+/** Whether a file is of a package that the image installs. */
+function isInstalled(file: string, { packages, contextDir }: Project): boolean {
+  if (packages === null) return false
+  const { dir, found } = packages
+  if (dir !== null) return file.startsWith(`${path.relative(contextDir, dir)}${path.sep}`)
+  return file.includes("node_modules/") && found.holds(file)
 }
 
 // Writing -------------------------------------------------------------------------------------------------------

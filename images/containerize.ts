@@ -12,6 +12,7 @@ import { openCache } from "./cache.ts"
 import { createContext } from "./context.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
+import { readNpmrc } from "./npmrc.ts"
 import { imageNames, planImage, withModelImages } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { runtimeVersions } from "./runtime-bundle.ts"
@@ -21,6 +22,8 @@ export interface StoredBento {
   readonly bento: Bento
   readonly dir: string
   readonly models: readonly { readonly model: Model; readonly dir: string }[]
+  /** Settings of npm registries with their credentials, from the project too; by default only the user's own. */
+  readonly npmrc?: string
 }
 
 export interface PlanContainerOptions {
@@ -59,7 +62,7 @@ export async function planContainer(options: PlanContainerOptions): Promise<Imag
 async function planWithModels(
   options: PlanContainerOptions,
 ): Promise<{ plan: ImagePlan; models: readonly StoredModel[] }> {
-  const { bento, dir, models } = options.built ?? (await readBento(options))
+  const { bento, dir, models, npmrc } = options.built ?? (await readBento(options))
   const plan = planImage({
     bento,
     bentoDir: dir,
@@ -70,6 +73,7 @@ async function planWithModels(
     baseImage: options.baseImage,
     tags: options.tags,
     buildEnv: options.env,
+    npmrc: bento.node === undefined ? undefined : (npmrc ?? (await readNpmrc(options.env ?? {}, null))),
   })
   return { plan, models }
 }

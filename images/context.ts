@@ -36,6 +36,8 @@ export type ContextEntry =
       readonly executable: boolean
       readonly size: number
       readonly source: { readonly file: string; readonly stamp: FileStamp } | { readonly bytes: Buffer }
+      /** What is made with it does not depend on it. */
+      readonly immaterial?: true
     }
 
 export type FileEntry = Extract<ContextEntry, { kind: "file" }>
@@ -49,7 +51,7 @@ export interface BuildContext {
   readonly entries: readonly ContextEntry[]
   /** Bytes of all files. */
   readonly sizeBytes: number
-  /** SHA-256 over the entries and their bytes; reads every file. */
+  /** SHA-256 over the entries and their bytes, without credentials; reads every file. */
   digest(): Promise<string>
   /** The context as a tar; may be asked for more than once. */
   tar(): Readable
@@ -101,6 +103,8 @@ async function read(source: FileSource): Promise<ContextEntry[]> {
       return [fileEntry(source.to, source.from, await stampedInfo(source.from), source.executable)]
     case "text":
       return [textEntry(source.to, source.text)]
+    case "credentials":
+      return [{ ...textEntry(source.to, source.text), immaterial: true }]
     case "secret":
       return [textEntry(source.to, shellAssignments(source.values))]
     case "folder":
@@ -208,7 +212,7 @@ function fileEntry(name: string, file: string, info: BigIntStats, executable?: b
   }
 }
 
-function textEntry(name: string, text: string): ContextEntry {
+function textEntry(name: string, text: string): FileEntry {
   const bytes = Buffer.from(text)
   return { kind: "file", path: name, executable: false, size: bytes.length, source: { bytes } }
 }
@@ -233,6 +237,7 @@ async function digestOf(entries: readonly ContextEntry[]): Promise<string> {
   const digest = createHash("sha256")
   for (const entry of entries) {
     const { kind, path: name } = entry
+    if (kind === "file" && entry.immaterial === true) continue
     if (kind === "folder") digest.update(`${JSON.stringify([kind, name])}\n`)
     else if (kind === "link") digest.update(`${JSON.stringify([kind, name, entry.target])}\n`)
     else {

@@ -62,6 +62,22 @@ export function aliasProblem(text: string): string | null {
     : `${JSON.stringify(text)} is no alias: letters, digits, \`_\` and, between the first and the last character, \`.\` and \`-\`; at most 63 characters`
 }
 
+/** A name of npm's, and a range of versions without spaces or a tag; the rest of what npm would take is no version. */
+const NODE_PACKAGE = /^((?:@[a-z0-9~-][a-z0-9._~-]*\/)?[a-z0-9~-][a-z0-9._~-]*)(?:@([\w.^~<>=|*+ -]+))?$/
+
+export function nodePackageProblem(text: string): string | null {
+  if (text.length > 300 || !NODE_PACKAGE.test(text) || text.startsWith("-")) {
+    return `${JSON.stringify(text)} is no npm package: \`name\` or \`name@range\`, such as zod@^4`
+  }
+  return null
+}
+
+/** The parts of a package that was checked. */
+export function splitNodePackage(text: string): { name: string; range: string } {
+  const [, name = "", range = "latest"] = NODE_PACKAGE.exec(text) ?? []
+  return { name, range }
+}
+
 export function systemPackageProblem(text: string): string | null {
   return SYSTEM_PACKAGE.test(text) ? null : `${JSON.stringify(text)} is no name of a Debian package`
 }

@@ -6,7 +6,7 @@ import path from "node:path"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import { formatBentoYaml, refusePythonBento } from "../store/bento.ts"
-import type { Bento } from "../store/bento.ts"
+import type { Bento, NodePackages } from "../store/bento.ts"
 import { microsecondsOf } from "../store/model.ts"
 import type { Model } from "../store/model.ts"
 import { formatTag } from "../store/tag.ts"
@@ -20,6 +20,7 @@ import {
   labelKeyProblem,
   systemPackageProblem,
 } from "./grammar.ts"
+import { npmrcOf } from "./npmrc.ts"
 import { parseImageReference } from "./reference.ts"
 
 export type Platform = "linux/amd64" | "linux/arm64"
@@ -28,6 +29,15 @@ export const DEFAULT_BASE_IMAGE = "node:24-bookworm-slim"
 
 /** Where the Bento lies in the image. */
 export const BENTO_PATH = "/home/bentoml/bento"
+
+/** Where a Bento keeps what says which packages it needs. */
+export const PACKAGES_DIR = "env/node"
+
+/** The program that installs them, here and in the image. */
+export const INSTALLER = path.join(
+  import.meta.dirname,
+  `install-packages${import.meta.filename.endsWith(".ts") ? ".ts" : ".js"}`,
+)
 
 /** Where the server lies in the image. */
 export const RUNTIME_PATH = "/opt/bentoctl"
@@ -42,6 +52,8 @@ export type FileSource =
   | { readonly kind: "text"; readonly to: string; readonly text: string }
   /** Holds build-time values: never printed, never in a layer. */
   | { readonly kind: "secret"; readonly to: string; readonly values: readonly NamedValue[] }
+  /** Credentials: as `secret`, and what is made with them does not depend on them. */
+  | { readonly kind: "credentials"; readonly to: string; readonly text: string }
   | { readonly kind: "folder"; readonly to: string }
 
 /** Where the files of a model lie in an image of the model alone: KServe looks for them there. */
@@ -94,6 +106,8 @@ export interface PlanOptions {
   readonly tags?: readonly string[] | undefined
   /** Values of build-time variables that are given outside of the Bento; they win. */
   readonly buildEnv?: Readonly<Record<string, string | undefined>> | undefined
+  /** Settings of npm registries, with credentials. */
+  readonly npmrc?: string | undefined
 }
 
 export function planImage(options: PlanOptions): ImagePlan {
@@ -110,7 +124,9 @@ export function planImage(options: PlanOptions): ImagePlan {
   const buildEnv = bento.envs
     .filter(({ stage }) => stage === "build")
     .map(({ name, value }) => ({ name, value: given(name) ?? value }))
-  const runs = bento.docker.systemPackages.length > 0 || bento.docker.setupScript !== null || cuda !== null
+  const { docker, node } = bento
+  const runs =
+    docker.systemPackages.length > 0 || docker.setupScript !== null || cuda !== null || node !== undefined
   const createdAt = rfc3339(bento.creationTime)
   const layers = layersOf(options, platform)
   const only = (cause: LayerPlan["cause"]): CopiedFolder[] =>
@@ -136,6 +152,14 @@ export function planImage(options: PlanOptions): ImagePlan {
         ...bento.envs.filter(({ stage }) => stage === "all").map(pair),
       ],
       systemPackages: bento.docker.systemPackages,
+      packages:
+        node === undefined
+          ? null
+          : {
+              // NVIDIA's images have no npm.
+              image: cuda === null ? baseImage : nodeImage,
+              command: [node.manager, node.version, platform === "linux/amd64" ? "x64" : "arm64"],
+            },
       setupScript: bento.docker.setupScript !== null,
       buildEnv: runs && buildEnv.length > 0,
       runtime: one("runtime"),
@@ -159,12 +183,24 @@ export function planImage(options: PlanOptions): ImagePlan {
               executable: true,
             },
           ]),
+      ...(node === undefined ? [] : packageFiles(node, bentoDir, options.npmrc ?? "")),
       ...(runs && buildEnv.length > 0
         ? [{ kind: "secret" as const, to: "build-env/env", values: buildEnv }]
         : []),
     ],
     layers,
   }
+}
+
+/** What the step that installs packages needs: which, how, and with what credentials. */
+function packageFiles(node: NodePackages, bentoDir: string, npmrc: string): FileSource[] {
+  return [
+    { kind: "tree", from: path.join(bentoDir, PACKAGES_DIR), to: "packages" },
+    { kind: "text", to: "packages/.npmrc", text: npmrcOf(node.settings) },
+    // TypeScript or what was made of it; both are a module of that name.
+    { kind: "file", from: INSTALLER, to: "packages-step/install.mts", executable: false },
+    { kind: "credentials", to: "packages-step/npmrc", text: npmrc },
+  ]
 }
 
 const OUR_ENV: readonly NamedValue[] = [
@@ -260,7 +296,9 @@ export function printablePlan(plan: ImagePlan): ImagePlan {
     stepFiles: plan.stepFiles.map((file) =>
       file.kind === "secret"
         ? { ...file, values: file.values.map(({ name }) => ({ name, value: "(not shown)" })) }
-        : file,
+        : file.kind === "credentials"
+          ? { ...file, text: "(not shown)" }
+          : file,
     ),
   }
 }

@@ -2,10 +2,12 @@
  * A project folder as it stands: its bentofile, its models resolved to exact versions, and its service described.
  * `build` writes a Bento from it, `serve` serves it where it is.
  */
-import { realpath, stat } from "node:fs/promises"
+import { existsSync } from "node:fs"
+import { readFile, realpath, stat } from "node:fs/promises"
 import path from "node:path"
 import { AmbiguousTagError, BentoError, IssueError } from "../store/errors.ts"
 import type { ErrorCode, Issue } from "../store/errors.ts"
+import { BENTO_YAML, parseBentoYaml } from "../store/bento.ts"
 import type { BentoModel, ServeSpec } from "../store/bento.ts"
 import type { Model } from "../store/model.ts"
 import { openModelStore } from "../store/store.ts"
@@ -16,6 +18,8 @@ import { EMPTY_BENTOFILE, findBentofile, readBentofile } from "./bentofile.ts"
 import type { Bentofile } from "./bentofile.ts"
 import { describeService } from "./describe.ts"
 import type { Description } from "./describe.ts"
+import type { FoundPackages, PackageTools } from "./node-packages.ts"
+import { PACKAGES_DIR } from "./plan.ts"
 
 export interface ProjectOptions {
   readonly contextDir: string
@@ -50,6 +54,14 @@ export interface Project {
   readonly service: string | null
   /** Those of `models:`, then those that only runners name. */
   readonly models: readonly ProjectModel[]
+  /** npm packages that the service may import. */
+  readonly packages: ProjectPackages | null
+}
+
+export interface ProjectPackages {
+  readonly found: FoundPackages
+  /** Where they are installed for this machine; null where that is the project's own business. */
+  readonly dir: string | null
 }
 
 /** Reads a project and resolves the models that its bentofile lists. Runs no user code. */
@@ -73,7 +85,64 @@ export async function openProject(options: ProjectOptions): Promise<Project> {
   }
   const models = await listedModels(bentofile, openModelStore(options.home))
   if (service === null) checkWithoutCode(models, bentofile)
-  return { contextDir, bentofile, service, models }
+  const packages = await packagesOf(contextDir, bentofile, service, options)
+  return { contextDir, bentofile, service, models, packages }
+}
+
+/** Those of package.json, which the user has installed, or those of `node.packages`, which are installed here. */
+async function packagesOf(
+  contextDir: string,
+  bentofile: Bentofile,
+  service: string | null,
+  options: ProjectOptions,
+): Promise<ProjectPackages | null> {
+  const listed = bentofile.node.packages.length > 0
+  const wrong = (message: string): IssueError =>
+    new IssueError(
+      "BENTOFILE_INVALID",
+      `${path.basename(bentofile.path ?? "bentofile.yaml")} has a problem:`,
+      [
+        {
+          ...(bentofile.path === null ? {} : { file: bentofile.path, line: bentofile.node.line ?? 1 }),
+          field: "node.packages",
+          message,
+        },
+      ],
+    )
+  if (service === null) {
+    if (listed) throw wrong("there is no `service:` that could import them")
+    return null
+  }
+  // Most services need none, and then this is not worth loading.
+  if (!listed && !existsSync(path.join(contextDir, "package.json"))) return null
+  const { findPackages, installHere, lockPackages } = await import("./node-packages.ts")
+  const found = await findPackages(contextDir)
+  if (!listed) return found === null ? null : { found, dir: null }
+  if (found !== null) {
+    throw wrong("the folder has a package.json with dependencies; name the packages there, or here")
+  }
+  const tools = await packageTools(options, contextDir)
+  const locked = await lockPackages(bentofile, contextDir, tools)
+  return { found: locked, dir: await installHere(locked, tools) }
+}
+
+type ToolOptions = Pick<ProjectOptions, "home" | "nodePath" | "env" | "signal" | "stderr">
+
+/** Where the packages of a Bento are installed for this machine; undefined where it needs none. */
+export async function packagesOfBento(dir: string, options: ToolOptions): Promise<string | undefined> {
+  if (!existsSync(path.join(dir, PACKAGES_DIR))) return undefined
+  const file = path.join(dir, BENTO_YAML)
+  const { node } = parseBentoYaml(await readFile(file, "utf8"), file)
+  if (node === undefined) return undefined
+  const { installHere, readPackageFiles } = await import("./node-packages.ts")
+  const files = await readPackageFiles(path.join(dir, PACKAGES_DIR))
+  return installHere({ ...node, files }, await packageTools(options, null))
+}
+
+async function packageTools(options: ToolOptions, contextDir: string | null): Promise<PackageTools> {
+  const { home, nodePath, env, signal, stderr } = options
+  const { readNpmrc } = await import("./npmrc.ts")
+  return { home, nodePath, env, signal, stderr, npmrc: await readNpmrc(env, contextDir) }
 }
 
 /** The project's service described, and with it the models that only its runners name. */
@@ -117,7 +186,7 @@ export async function serveSpecOf(options: ProjectOptions): Promise<ServeSpec> {
   return { ...specOf(project), name: project.bentofile.name ?? description.service.name }
 }
 
-function specOf({ contextDir, bentofile, service, models }: Project): ServeSpec {
+function specOf({ contextDir, bentofile, service, models, packages }: Project): ServeSpec {
   return {
     name: bentofile.name ?? models[0]?.model.tag.name ?? path.basename(contextDir),
     version: null,
@@ -129,6 +198,7 @@ function specOf({ contextDir, bentofile, service, models }: Project): ServeSpec 
       ...(alias === undefined ? {} : { alias }),
     })),
     labels: bentofile.labels,
+    ...(typeof packages?.dir === "string" ? { packagesDir: packages.dir } : {}),
     ...(bentofile.description === null ? {} : { description: bentofile.description }),
   }
 }

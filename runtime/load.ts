@@ -1,5 +1,6 @@
 /** From a Bento (or what `bentoctl serve` made of a folder) to a service whose runners have their models. */
 import { readFile } from "node:fs/promises"
+import { createRequire, registerHooks } from "node:module"
 import path from "node:path"
 import { pathToFileURL } from "node:url"
 import {
@@ -185,6 +186,7 @@ const EXTENSIONS = [".ts", ".mts", ".js", ".mjs"]
 
 /** Imports the user's module and takes the service from it. Errors of the user's own code pass through as they are. */
 export async function importService(spec: ServeSpec & { readonly service: string }): Promise<Service> {
+  if (spec.packagesDir !== undefined) resolvePackagesIn(spec.packagesDir)
   const { file, exported } = parseEntry(spec.service)
   const module = await importModule(path.resolve(spec.srcDir, file), file)
   const names = Object.keys(module)
@@ -203,6 +205,26 @@ export async function importService(spec: ServeSpec & { readonly service: string
         ? `${file} has no export ${JSON.stringify(name)}`
         : `export ${JSON.stringify(name)} of ${file} was not made by service()`
   throw new BentoError("SERVICE_INVALID", problem, { hint })
+}
+
+/** What is not found as usual is looked for in the node_modules of this folder. */
+function resolvePackagesIn(dir: string): void {
+  const inside = path.join(dir, "module.js")
+  registerHooks({
+    resolve: (specifier, context, next) => {
+      try {
+        return next(specifier, context)
+      } catch (error) {
+        const isPackage = /^(?!node:)(@[^/]+\/)?[^./@][^:]*$/.test(specifier)
+        if (!isPackage || context.parentURL?.startsWith(pathToFileURL(dir).href) === true) throw error
+        // `require` takes its parent from elsewhere.
+        if (context.conditions.includes("require")) {
+          return { url: pathToFileURL(createRequire(inside).resolve(specifier)).href, shortCircuit: true }
+        }
+        return next(specifier, { ...context, parentURL: pathToFileURL(inside).href })
+      }
+    },
+  })
 }
 
 /** `service.ts:svc`, `service.ts`, or as BentoML writes it `service:svc`. */

@@ -1,7 +1,7 @@
 /**
  * The server process, and the door by which environment, time and chance come in.
  *
- *   serve.js [--spec JSON | --bento DIR] [--models-dir DIR] [--port N] [--host H]    serves
+ *   serve.js [--spec JSON | --bento DIR] [--models-dir DIR] [--packages-dir DIR] [--port N] [--host H]    serves
  *   serve.js --print-config …             prints how it would be configured
  *   serve.js --describe --spec JSON       imports the service, writes a DescribeResult to descriptor 3
  *   serve.js --check-model FILE           loads the model, writes a CheckResult to descriptor 3
@@ -72,6 +72,7 @@ const OPTIONS = {
   spec: { type: "string" },
   bento: { type: "string" },
   "models-dir": { type: "string" },
+  "packages-dir": { type: "string" },
   port: { type: "string", short: "p" },
   host: { type: "string" },
   "api-workers": { type: "string" },
@@ -332,7 +333,9 @@ async function readSpec(flags: Flags): Promise<ServeSpec> {
       hint: "Give --bento DIR, or set BENTO_PATH.",
     })
   }
-  return readBentoSpec(bento, flags["models-dir"])
+  const spec = await readBentoSpec(bento, flags["models-dir"])
+  const packagesDir = flags["packages-dir"]
+  return packagesDir === undefined ? spec : { ...spec, packagesDir }
 }
 
 function banner(spec: ServeSpec, host: string, port: number): string {

@@ -77,6 +77,8 @@ export interface ServeSpec {
   readonly models: readonly ServeModel[]
   readonly labels?: Readonly<Record<string, string>>
   readonly description?: string
+  /** A folder whose node_modules has the packages that are not found from `srcDir`. */
+  readonly packagesDir?: string
 }
 
 /** A model of a Bento, pinned to its exact tag. */
@@ -100,6 +102,18 @@ export interface DockerOptions {
   readonly setupScript: string | null
 }
 
+/** How the packages that a Bento needs are installed. What they are is said by the files in its `env/node`. */
+export interface NodePackages {
+  readonly manager: PackageManager
+  /** Of the manager; "" for npm, which is taken as it is. */
+  readonly version: string
+  /** Settings of the project's .npmrc, without credentials. */
+  readonly settings: Readonly<Record<string, string>>
+}
+
+const PACKAGE_MANAGERS = ["npm", "pnpm", "yarn", "yarn-berry"] as const
+export type PackageManager = (typeof PACKAGE_MANAGERS)[number]
+
 /** `bento.yaml` in memory. On disk: BentoML's keys and order (spec 1), and ours under `bentoctl:`. */
 export interface Bento {
   readonly tag: Tag
@@ -110,6 +124,8 @@ export interface Bento {
   readonly models: readonly BentoModel[]
   readonly envs: readonly { readonly name: string; readonly value: string; readonly stage: EnvStage }[]
   readonly docker: DockerOptions
+  /** Absent where the service needs no packages. */
+  readonly node?: NodePackages
   readonly runners: readonly RunnerInfo[]
   readonly apis: readonly ApiInfo[]
   /** Version of bentoctl that built it; "" for a Bento by Python's BentoML. */
@@ -134,6 +150,7 @@ export function parseBentoYaml(text: string, path: string): Bento {
     models: readModels(fields),
     envs: fields.list("envs").map(readEnv),
     docker: readDocker(ours.get("docker") === null ? fields.map("docker") : ours.map("docker")),
+    ...(ours.get("node") === null ? {} : { node: readNode(ours.map("node")) }),
     runners: ours.list("runners").map(readRunner),
     apis: ours.list("apis").map(readApi),
     bentoctlVersion: ours.text("version", ""),
@@ -221,6 +238,7 @@ export function formatBentoYaml(bento: Bento): string {
         system_packages: bento.docker.systemPackages,
         setup_script: bento.docker.setupScript,
       },
+      ...(bento.node === undefined ? {} : { node: { ...bento.node } }),
     },
   })
 }
@@ -309,6 +327,16 @@ function readDocker(docker: Fields): DockerOptions {
     env: docker.texts("env"),
     systemPackages: readTexts(docker, "system_packages"),
     setupScript: docker.textOrNull("setup_script"),
+  }
+}
+
+function readNode(node: Fields): NodePackages {
+  const version = node.text("version", "")
+  if (!/^(\d+\.\d+\.\d+[\w.-]*)?$/.test(version)) node.issue(["version"], "is no version")
+  return {
+    manager: readChoice(node, "manager", PACKAGE_MANAGERS),
+    version,
+    settings: node.texts("settings"),
   }
 }
 

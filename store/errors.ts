@@ -38,6 +38,14 @@ export const ERROR_CODES = {
     "The service file cannot be loaded or describes no valid service.",
     "Mend the file at the line named.",
   ],
+  PACKAGES_INVALID: [
+    "The npm packages of a project, or their lock file, are not such that an image could install them.",
+    "Mend each line named in the message.",
+  ],
+  PACKAGES_FAILED: [
+    "npm packages could not be locked or installed on this machine.",
+    "Read what the package manager printed.",
+  ],
   CONTEXT_ESCAPE: ["A path leaves the build context.", "Move the file into the context, or remove the link."],
   TEMPLATE_INVALID: ["A Dockerfile template cannot be rendered.", "Mend the template at the line named."],
   ENGINE_UNREACHABLE: ["No Docker Engine answers.", "Start it, or set `DOCKER_HOST`."],

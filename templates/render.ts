@@ -20,6 +20,11 @@ export interface DockerfileVars {
   /** Set before anything runs. */
   readonly env: readonly NamedValue[]
   readonly systemPackages: readonly string[]
+  /**
+   * npm packages are installed from `packages/` of the context in a stage on `image`, by `packages-step/install.mts`
+   * with the arguments in `command`.
+   */
+  readonly packages: { readonly image: string; readonly command: readonly string[] } | null
   /** `setup/script` is in the context. */
   readonly setupScript: boolean
   /** `build-env/env` is in the context: values for the steps that run, and for nothing else. */

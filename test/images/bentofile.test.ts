@@ -57,6 +57,7 @@ describe("a bentofile", () => {
           systemPackages: [],
           setupScript: null,
         },
+        node: { packages: [], line: null },
       },
     )
   })
@@ -375,6 +376,45 @@ docker: {python_version: 3, dockerfile_template: x}
   })
 })
 
+describe("node.packages", () => {
+  test("are npm's names, with a range or without", async () => {
+    const { node } = await read(`service: s.ts:svc
+node:
+  packages: [ms, "@node-rs/crc32", zod@^4, "semver@>=7.1 <8 || 9", left-pad@1.3.0, next@canary, "a@*"]
+`)
+    assert.equal(node.line, 3)
+    assert.equal(node.packages.length, 7)
+  })
+
+  const wrong = [
+    "A",
+    "ms@",
+    "--force",
+    "a b",
+    "git+ssh://x/y",
+    "ms@file:../x",
+    "user/repo",
+    "ms@npm:x",
+    "ms@$(id)",
+  ]
+  for (const text of wrong) {
+    test(`refuses ${text}`, async () => {
+      assert.deepEqual(await problems(`service: s.ts:svc\nnode:\n  packages: [${JSON.stringify(text)}]\n`), [
+        `3: node.packages[0]: ${JSON.stringify(text)} is no npm package: \`name\` or \`name@range\`, such as zod@^4`,
+      ])
+    })
+  }
+
+  test("name each package once, and no other key stands beside them", async () => {
+    assert.deepEqual(await problems("service: s.ts:svc\nnode:\n  package: []\n  packages: [ms, ms@2]\n"), [
+      "3: node.package: unknown key; did you mean packages?",
+    ])
+    assert.deepEqual(await problems("service: s.ts:svc\nnode:\n  packages: [ms, ms@2]\n"), [
+      "3: node.packages[1]: ms is given twice (first in node.packages[0])",
+    ])
+  })
+})
+
 test("the JSON Schema knows every key and takes numbers where they are read as written", () => {
   const schema = bentofileJsonSchema() as {
     additionalProperties: boolean
@@ -389,6 +429,7 @@ test("the JSON Schema knows every key and takes numbers where they are read as w
     "labels",
     "models",
     "name",
+    "node",
     "service",
   ])
   assert.equal(schema.additionalProperties, false)

@@ -27,6 +27,7 @@ describe("the Dockerfile of each decision equals its golden file", () => {
     "custom-base": options(bento({ baseImage: "registry.local/team/node:24@sha256:" + "0".repeat(64) })),
     "system-packages": options(bento({ systemPackages: ["curl", "libgomp1=12.2.0-14"] })),
     "setup-script": options(bento({ setupScript: "setup.sh" })),
+    packages: options(bento({}, { node: { manager: "pnpm", version: "10.34.9", settings: {} } })),
     env: options(
       bento(
         { env: { GREETING: 'say "hi" to $USER \\', EMPTY: "" } },
@@ -42,7 +43,10 @@ describe("the Dockerfile of each decision equals its golden file", () => {
     everything: options(
       bento(
         { systemPackages: ["curl"], setupScript: "setup.sh", env: { A: "1" }, cudaVersion: "12.8.1" },
-        { envs: [{ name: "PIP_TOKEN", value: "not in this file", stage: "build" }] },
+        {
+          envs: [{ name: "PIP_TOKEN", value: "not in this file", stage: "build" }],
+          node: { manager: "npm", version: "", settings: {} },
+        },
       ),
     ),
   }
@@ -54,7 +58,7 @@ describe("the Dockerfile of each decision equals its golden file", () => {
   for (const [name, given] of Object.entries(decisions)) {
     test(name, () => check(name, dockerfileOf(planImage(given))))
   }
-  for (const name of ["everything", "system-packages"] as const) {
+  for (const name of ["everything", "packages", "system-packages"] as const) {
     test(`the foundation of ${name}, which is how the whole begins`, () => {
       const plan = planImage(decisions[name] ?? assert.fail())
       const foundation = dockerfileOf(plan, "foundation")
@@ -134,6 +138,29 @@ describe("a plan", () => {
     })
     assert.doesNotMatch(dockerfileOf(plan) + JSON.stringify(printablePlan(plan)), /s3cr3t/)
     assert.match(JSON.stringify(plan.layers), /name: TOKEN/)
+  })
+
+  test("keeps credentials of registries in one file of the step, which is not printed", () => {
+    const given = bento({}, { node: { manager: "npm", version: "", settings: { registry: "https://r/" } } })
+    const plan = planImage(options(given, { npmrc: "//r/:_authToken=s3cr3t\n" }))
+    assert.ok(plan.runs)
+    const credentials = plan.stepFiles.filter((file) => JSON.stringify(file).includes("s3cr3t"))
+    assert.deepEqual(
+      credentials.map(({ kind, to }) => [kind, to]),
+      [["credentials", "packages-step/npmrc"]],
+    )
+    const shown = dockerfileOf(plan) + JSON.stringify([printablePlan(plan), plan.layers, plan.dockerfile])
+    assert.doesNotMatch(shown, /s3cr3t/)
+    const settings = plan.stepFiles.find(({ to }) => to === "packages/.npmrc")
+    assert.deepEqual(settings, { kind: "text", to: "packages/.npmrc", text: "registry=https://r/\n" })
+  })
+
+  test("installs packages for CUDA on node's image, and for the image's processor", () => {
+    const node = { manager: "npm", version: "", settings: {} } as const
+    const cuda = planImage(options(bento({ cudaVersion: "12.8.1" }, { node })))
+    assert.equal(cuda.dockerfile.packages?.image, "node:24-bookworm-slim")
+    const arm = planImage(options(bento({ baseImage: "a/b:c" }, { node }), { platform: "linux/arm64" }))
+    assert.deepEqual(arm.dockerfile.packages, { image: "a/b:c", command: ["npm", "", "arm64"] })
   })
 
   test("takes a build-time value from the environment first, and none where nothing runs", () => {

@@ -34,6 +34,7 @@ const FULL: Bento = {
     systemPackages: ["git", "libgomp1"],
     setupScript: "setup.sh",
   },
+  node: { manager: "pnpm", version: "10.34.9", settings: { registry: "https://r.example/" } },
   runners: [
     { name: "a", model: "iris:abc", methods: ["run"] },
     { name: "b", model: "flowers", methods: ["run"] },

@@ -11,6 +11,7 @@ const PLAIN: DockerfileVars = {
   cuda: null,
   env: [],
   systemPackages: [],
+  packages: null,
   setupScript: false,
   buildEnv: false,
   runtime: { from: "runtime/", to: "/opt/x/" },
@@ -69,6 +70,9 @@ describe("a rendered Dockerfile", () => {
       labels: named(line.filter((name) => name !== "" && !/[=\s"'\\$]/.test(name))),
       systemPackages: fc.array(line, { maxLength: 3 }),
       setupScript: fc.boolean(),
+      packages: fc.option(
+        fc.record({ image: fc.constant("node:24"), command: fc.array(line, { maxLength: 3 }) }),
+      ),
       buildEnv: fc.boolean(),
       cuda: fc.option(fc.constant({ nodeImage: "node:24", onnxruntimeVersion: "1.30.0" })),
     })
@@ -86,11 +90,13 @@ describe("a rendered Dockerfile", () => {
           instructions.map(({ name }) => name),
           [
             ...(given.cuda === null ? [] : stages),
+            ...(given.packages === null ? [] : ["FROM", "USER", "WORKDIR", "COPY", "RUN"]),
             "FROM",
             ...(given.cuda === null ? [] : ["COPY"]),
             "USER",
             ...Array<string>(given.env.length).fill("ENV"),
             ...(given.systemPackages.length > 0 ? ["RUN"] : []),
+            ...(given.packages === null ? [] : ["COPY"]),
             ...(given.setupScript ? ["RUN"] : []),
             "COPY",
             ...(given.cuda === null ? [] : ["COPY"]),
@@ -119,6 +125,12 @@ describe("a rendered Dockerfile", () => {
           pairs("LABEL"),
           given.config.labels.map(({ name, value }) => [name, value]),
         )
+        if (given.packages !== null) {
+          const run = instructions.find(({ text: command }) => command.includes("install.mts"))
+          const words = shellWords(run?.text ?? "")
+          const start = words.indexOf("/run/bentoctl-packages/install.mts") + 1
+          assert.deepEqual(words.slice(start, -2), given.packages.command)
+        }
         if (given.systemPackages.length > 0) {
           const run = instructions.find(
             ({ name, text: command }) => name === "RUN" && command.includes("apt-get"),

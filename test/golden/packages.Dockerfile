@@ -1,0 +1,44 @@
+# Made by bentoctl. What is edited here has no effect: `bentoctl containerize` renders it anew.
+FROM --platform=$BUILDPLATFORM node:24-bookworm-slim AS packages
+USER 0:0
+WORKDIR /home/bentoml
+COPY ["packages/", "/home/bentoml/"]
+RUN --mount=type=cache,target=/var/cache/bentoctl,sharing=locked \
+    --mount=type=bind,source=packages-step,target=/run/bentoctl-packages \
+    set -eu; \
+    exec node /run/bentoctl-packages/install.mts 'pnpm' '10.34.9' 'x64' /var/cache/bentoctl /run/bentoctl-packages/npmrc
+
+FROM node:24-bookworm-slim
+USER 0:0
+
+ENV NODE_ENV="production"
+ENV BENTO_PATH="/home/bentoml/bento"
+ENV BENTOML_HOME="/home/bentoml"
+ENV BENTOML_CONTAINERIZED="true"
+ENV ORT_DISABLE_TELEMETRY="1"
+
+COPY --from=packages ["/home/bentoml/node_modules/", "/home/bentoml/node_modules/"]
+
+COPY ["runtime/", "/opt/bentoctl/"]
+COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
+COPY ["src/", "/home/bentoml/bento/src/"]
+COPY ["bento/", "/home/bentoml/bento/"]
+
+WORKDIR /home/bentoml/bento
+EXPOSE 3000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["node", "/opt/bentoctl/healthcheck.js"]
+LABEL "bentoctl.apis"="[{\"name\":\"classify\",\"route\":\"/classify\",\"input\":\"application/json\",\"output\":\"application/json\"}]"
+LABEL "bentoctl.bento"="iris_classifier:u2swufhfec6rgax4"
+LABEL "bentoctl.models"="[{\"tag\":\"iris:v1\"}]"
+LABEL "bentoctl.service"="service.ts:svc"
+LABEL "bentoctl.version"="0.1.0"
+LABEL "org.opencontainers.image.base.name"="node:24-bookworm-slim"
+LABEL "org.opencontainers.image.created"="2026-01-02T03:04:05.678901Z"
+LABEL "org.opencontainers.image.description"="Iris"
+LABEL "org.opencontainers.image.title"="iris_classifier"
+LABEL "org.opencontainers.image.version"="u2swufhfec6rgax4"
+LABEL "owner"="team a"
+USER 1034:1034
+ENTRYPOINT ["node", "/opt/bentoctl/entrypoint.js"]
