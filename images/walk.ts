@@ -48,6 +48,7 @@ const JUNK = new Set([".git", ".hg", ".svn", "node_modules", ".venv", "venv", "_
 const SECRETS = new Set([
   ".env",
   ".npmrc",
+  ".yarnrc.yml",
   ".netrc",
   ".pypirc",
   ".git-credentials",
