@@ -4,6 +4,7 @@
  */
 import { accessSync, constants, statSync } from "node:fs"
 import path from "node:path"
+import { startEarly } from "./threads.ts"
 
 const [first, ...rest] = process.argv.slice(2)
 
@@ -15,6 +16,9 @@ async function serve(args: readonly string[]): Promise<void> {
   // By URL, so that the bundler leaves it a program of its own.
   const program = new URL(import.meta.url.endsWith(".ts") ? "./serve.ts" : "./serve.js", import.meta.url)
   process.argv = [process.execPath, program.pathname, ...args]
+  // As serve.ts does, which comes too late for a thread that starts now.
+  process.env["ORT_DISABLE_TELEMETRY"] = "1"
+  if (!args.includes("--print-config")) startEarly()
   await import(program.href)
 }
 

@@ -11,7 +11,7 @@ export interface ValueSpec {
   readonly shape: readonly (number | string | null)[]
 }
 
-/** `workerData` of a worker thread: everything it needs to load its model. */
+/** Everything that a worker thread needs to load its model. */
 export interface WorkerSettings {
   readonly file: string
   readonly intraOpThreads: number
@@ -28,7 +28,10 @@ export interface WireTensor {
   readonly data: TensorData[DType]
 }
 
-export type ToWorker =
+/** The first message to a worker, then what the runner wants of it. */
+export type ToWorker = { readonly type: "load"; readonly settings: WorkerSettings } | ToLoadedWorker
+
+export type ToLoadedWorker =
   | { readonly type: "run"; readonly id: number; readonly inputs: readonly WireTensor[] }
   | { readonly type: "close" }
 

@@ -4,7 +4,6 @@
  */
 import { readdir } from "node:fs/promises"
 import path from "node:path"
-import { Worker } from "node:worker_threads"
 import type { CheckResult, Json } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
 import type { Model, Signature, TensorSpec } from "../store/model.ts"
@@ -24,7 +23,7 @@ import { ServeError } from "./errors.ts"
 import {
   type FromWorker,
   type Provider,
-  type ToWorker,
+  type ToLoadedWorker,
   type ValueSpec,
   type WireTensor,
   type WorkerSettings,
@@ -42,6 +41,7 @@ import {
   split,
   tensorProblem,
 } from "./tensor.ts"
+import { startThread } from "./threads.ts"
 
 export type { Clock, RunTiming } from "./batcher.ts"
 
@@ -173,11 +173,12 @@ export interface RunnerOptions {
  * comes back onnxruntime-node (1.30) throws where nobody can catch, which aborts the whole process.
  */
 export interface WorkerThread {
-  postMessage(message: ToWorker, transfer: readonly ArrayBuffer[]): void
+  postMessage(message: ToLoadedWorker, transfer: readonly ArrayBuffer[]): void
   on(event: "message", listener: (message: FromWorker) => void): unknown
   on(event: "error", listener: (error: unknown) => void): unknown
   on(event: "exit", listener: (code: number) => void): unknown
 }
+/** Starts a thread and has it load a model. */
 export type Spawn = (settings: WorkerSettings) => WorkerThread
 
 export function createRunner(options: RunnerOptions): ModelRunner {
@@ -188,7 +189,7 @@ export function createRunner(options: RunnerOptions): ModelRunner {
 export async function checkModel(
   file: string,
   clock: Clock,
-  spawn: Spawn = spawnThread,
+  spawn: Spawn = startThread,
 ): Promise<CheckResult> {
   const slot = new WorkerSlot({
     settings: { file, intraOpThreads: 1, providers: ["cpu"], allowCpuFallback: false },
@@ -226,12 +227,6 @@ export async function findModelFile(dir: string): Promise<string> {
     throw new BentoError("MODEL_LOAD_FAILED", `${dir} holds ${found}`)
   }
   return path.join(dir, file)
-}
-
-function spawnThread(settings: WorkerSettings): WorkerThread {
-  // In development Node runs the TypeScript itself; in dist and in the image both are JavaScript.
-  const file = import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js"
-  return new Worker(new URL(file, import.meta.url), { workerData: settings })
 }
 
 /** The worker died with a batch in it, or did not answer in time. */
@@ -480,7 +475,7 @@ class OnnxRunner implements ModelRunner {
   }
 
   async start(): Promise<void> {
-    const { model, config, clock, spawn = spawnThread, metrics, log } = this.#options
+    const { model, config, clock, spawn = startThread, metrics, log } = this.#options
     const file = await findModelFile(model.dir)
     const settings: WorkerSettings = {
       file,

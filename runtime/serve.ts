@@ -44,6 +44,7 @@ import {
   checkModel,
   createRunner,
 } from "./runner.ts"
+import { endEarly } from "./threads.ts"
 
 // Before any worker thread starts: each gets a copy of the environment, and ONNX Runtime reads it when it loads.
 process.env["ORT_DISABLE_TELEMETRY"] = "1"
@@ -94,8 +95,7 @@ async function main(args: readonly string[]): Promise<void> {
     flags = parseFlags(args)
   } catch (error) {
     process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`)
-    process.exitCode = 2
-    return
+    exit(2)
   }
   resolveOwnRuntime()
   if (flags["check-model"] !== undefined) return report(await checkModel(flags["check-model"], clock))
@@ -320,7 +320,7 @@ async function startRunners(
         void runner.close()
       }
       for (const runner of runners) metrics.watch(runner)
-      return Promise.all(used.map((model) => entryOf(model).started))
+      return Promise.all(used.map((model) => entryOf(model).started)).finally(endEarly)
     },
   }
 }

@@ -8,7 +8,7 @@
 import { existsSync } from "node:fs"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
-import { parentPort, workerData } from "node:worker_threads"
+import { parentPort } from "node:worker_threads"
 import { InferenceSession, Tensor } from "onnxruntime-node"
 import { removeZipMaps } from "../store/onnx.ts"
 import { CUDA_LIBRARIES, libraryFolder } from "./cuda.ts"
@@ -25,22 +25,34 @@ import type { DType } from "./tensor.ts"
 
 if (parentPort === null) throw new Error("worker.ts runs as a worker thread")
 const port = parentPort
-// The runner, which starts this thread, is the only one that sets workerData.
-const settings = workerData as WorkerSettings
-
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []): void => port.postMessage(message, transfer)
 
-try {
-  await serve()
-} catch (error) {
-  post({ type: "failed", message: messageOf(error) })
-  port.close()
-}
+let run: (id: number, wires: readonly WireTensor[]) => Promise<void> = () => Promise.resolve()
+let release = (): Promise<void> => Promise.resolve()
+// One after the other, though a second batch may be here before the first is done; closing waits for both.
+let running = Promise.resolve()
 
-async function serve(): Promise<void> {
+port.on("message", (message: ToWorker) => {
+  switch (message.type) {
+    case "load":
+      running = serve(message.settings).catch((error: unknown) => {
+        post({ type: "failed", message: messageOf(error) })
+        port.close()
+      })
+      break
+    case "run":
+      running = running.then(() => run(message.id, message.inputs))
+      break
+    case "close":
+      void running.then(() => release()).finally(() => port.close())
+      break
+  }
+})
+
+async function serve(settings: WorkerSettings): Promise<void> {
   const startedMs = performance.now()
   const notes: string[] = []
-  const session = await load(notes)
+  const session = await load(settings, notes)
   const inputs = session.inputMetadata.map((value) => describe(value, "input"))
   const outputs = session.outputMetadata
     .filter((value) => value.isTensor)
@@ -50,7 +62,7 @@ async function serve(): Promise<void> {
   if (outputs.length === 0) throw new Error(`none of the outputs is a tensor: ${left.join(", ")}`)
   const fetches = outputs.map((value) => value.name)
 
-  const run = async (id: number, wires: readonly WireTensor[]): Promise<void> => {
+  run = async (id, wires) => {
     try {
       const feeds: Record<string, Tensor> = {}
       inputs.forEach((input, index) => {
@@ -72,18 +84,7 @@ async function serve(): Promise<void> {
     }
   }
 
-  // One after the other, though a second batch may be here before the first is done; closing waits for both.
-  let running = Promise.resolve()
-  port.on("message", (message: ToWorker) => {
-    switch (message.type) {
-      case "run":
-        running = running.then(() => run(message.id, message.inputs))
-        break
-      case "close":
-        void running.then(() => session.release()).finally(() => port.close())
-        break
-    }
-  })
+  release = () => session.release()
   post({ type: "ready", inputs, outputs, loadMs: performance.now() - startedMs, notes })
 }
 
@@ -105,34 +106,38 @@ function dataOf({ type, data }: Tensor): WireTensor["data"] {
 }
 
 /** A session over the model; where a ZipMap makes an output no tensor, over the graph without it. */
-async function load(notes: string[]): Promise<InferenceSession> {
-  const { file } = settings
-  const session = await create(file, notes)
+async function load(settings: WorkerSettings, notes: string[]): Promise<InferenceSession> {
+  const session = await create(settings.file, settings, notes)
   if (session.outputMetadata.every((output) => output.isTensor)) return session
-  const { bytes, removed } = removeZipMaps(await readFile(file))
+  const { bytes, removed } = removeZipMaps(await readFile(settings.file))
   if (removed.length === 0) return session
   await session.release()
   notes.push(
     `ZipMap removed: ${removed.map(({ output }) => output).join(", ")} is now a tensor [rows, classes]`,
   )
-  return await create(bytes, notes)
+  return await create(bytes, settings, notes)
 }
 
-async function create(model: string | Uint8Array, notes: string[]): Promise<InferenceSession> {
+async function create(
+  model: string | Uint8Array,
+  settings: WorkerSettings,
+  notes: string[],
+): Promise<InferenceSession> {
   const { providers, allowCpuFallback } = settings
   try {
-    return await createWith(model, providers)
+    return await createWith(model, settings, providers)
   } catch (error) {
     if (!providers.includes("cuda")) throw error
     const message = `CUDA cannot be used: ${missingLibrary() ?? messageOf(error)}`
     if (!allowCpuFallback) throw new Error(message, { cause: error })
     notes.push(`${message}; the model runs on the CPU`)
-    return await createWith(model, ["cpu"])
+    return await createWith(model, settings, ["cpu"])
   }
 }
 
 function createWith(
   model: string | Uint8Array,
+  settings: WorkerSettings,
   executionProviders: readonly Provider[],
 ): Promise<InferenceSession> {
   const options: InferenceSession.SessionOptions = {

@@ -3,7 +3,13 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { after } from "node:test"
-import type { FromWorker, ToWorker, ValueSpec, WireTensor, WorkerSettings } from "../../runtime/protocol.ts"
+import type {
+  FromWorker,
+  ToLoadedWorker,
+  ValueSpec,
+  WireTensor,
+  WorkerSettings,
+} from "../../runtime/protocol.ts"
 import {
   DEFAULT_RUNNER_CONFIG,
   type ModelRunner,
@@ -156,7 +162,7 @@ export class FakeThread implements WorkerThread {
     this.#listeners.get(event)?.(argument as never)
   }
 
-  postMessage(given: ToWorker, transfer: readonly ArrayBuffer[]): void {
+  postMessage(given: ToLoadedWorker, transfer: readonly ArrayBuffer[]): void {
     // What is transferred is gone here, as with a real thread.
     const message = structuredClone(given, { transfer: [...transfer] })
     if (message.type === "close") {

@@ -308,9 +308,9 @@ function threads(): { readonly started: Worker[]; readonly spawn: (settings: Wor
     started,
     spawn: (settings) => {
       const worker = new Worker(path.join(root, "runtime/worker.ts"), {
-        workerData: settings,
         execArgv: ["--import", path.join(import.meta.dirname, "faults/deadly-numbers.ts")],
       })
+      worker.postMessage({ type: "load", settings })
       started.push(worker)
       return worker
     },
