@@ -152,14 +152,15 @@ export function imageText(bento: Tag, built: Built): string {
 
 /** Where the image is in registries, under which digest. */
 export function pushedText({ pushed = [] }: Built): string[] {
-  return pushed.flatMap(({ repoDigest, layersSent, layersPresent, sentBytes, durationMs }) => {
-    const size = layersSent === 0 ? "" : ` (${formatSize(sentBytes)} before compression)`
-    const layers = `${layersSent} ${layersSent === 1 ? "layer" : "layers"} sent${size}`
-    return [
-      `Pushed ${repoDigest}`,
-      `  ${layers}, ${layersPresent} there already, in ${formatDuration(durationMs)}`,
-    ]
-  })
+  return pushed.flatMap(({ repoDigest, layers, durationMs }) => [
+    `Pushed ${repoDigest}`,
+    `  ${layers === null ? "" : `${layersText(layers)}, `}in ${formatDuration(durationMs)}`,
+  ])
+}
+
+function layersText({ sent, present, sentBytes }: NonNullable<Pushed["layers"]>): string {
+  const size = sent === 0 ? "" : ` (${formatSize(sentBytes)} before compression)`
+  return `${sent} ${sent === 1 ? "layer" : "layers"} sent${size}, ${present} there already`
 }
 
 /** What programs read. */
@@ -179,9 +180,9 @@ function pushedJson(pushed: Pushed): Record<string, unknown> {
     reference: pushed.reference,
     digest: pushed.digest,
     repo_digest: pushed.repoDigest,
-    layers_sent: pushed.layersSent,
-    layers_present: pushed.layersPresent,
-    sent_bytes: pushed.sentBytes,
+    layers_sent: pushed.layers?.sent ?? null,
+    layers_present: pushed.layers?.present ?? null,
+    sent_bytes: pushed.layers?.sentBytes ?? null,
     duration_ms: Math.round(pushed.durationMs),
   }
 }

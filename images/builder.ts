@@ -56,11 +56,14 @@ export interface Pushed {
   /** Of its manifest; `NAME@DIGEST` is this image for ever. */
   readonly digest: string
   readonly repoDigest: string
-  /** Layers that went over the wire, and those that the registry had. */
-  readonly layersSent: number
-  readonly layersPresent: number
-  /** Of the layers that were sent, before compression. */
-  readonly sentBytes: number
+  /** Null where the engine tells nothing of layers, as Podman. */
+  readonly layers: {
+    readonly sent: number
+    /** The registry had them. */
+    readonly present: number
+    /** Of those that were sent, before compression. */
+    readonly sentBytes: number
+  } | null
   readonly durationMs: number
 }
 

@@ -320,7 +320,9 @@ class DockerBuilder implements ImageEngine {
       const stream = await this.#ask(signal, () => docker.getImage(name).push(options))
       for await (const { error, id, status, progressDetail, aux } of messages(stream)) {
         if (error !== undefined) throw new PushRefused(error)
-        if (typeof aux === "object") digest = aux.Digest ?? digest
+        // Podman tells it in words only.
+        digest ??=
+          typeof aux === "object" ? aux.Digest : /digest: (sha256:[0-9a-f]{64})/.exec(status ?? "")?.[1]
         if (id === undefined || status === undefined) continue
         const { current = 0, total = 0 } = progressDetail ?? {}
         yield { layer: id, status, current, total }

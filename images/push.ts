@@ -79,7 +79,7 @@ async function* pushImage(
       const durationMs = clock() - startedMs
       yield { ...step, state: "done", durationMs }
       const repoDigest = `${reference.replace(/:[^:/]*$/, "")}@${digest}`
-      yield { type: "pushed", reference, digest, repoDigest, ...layers.sum(), durationMs }
+      yield { type: "pushed", reference, digest, repoDigest, layers: layers.sum(), durationMs }
       return
     }
   } catch (error) {
@@ -168,12 +168,13 @@ class LayerSteps {
     }
   }
 
-  sum(): Pick<Pushed, "layersSent" | "layersPresent" | "sentBytes"> {
+  sum(): Pushed["layers"] {
     const layers = [...this.#layers.values()]
+    if (layers.length === 0) return null
     const sent = layers.filter(({ state }) => state === "sent")
     return {
-      layersSent: sent.length,
-      layersPresent: layers.length - sent.length,
+      sent: sent.length,
+      present: layers.length - sent.length,
       sentBytes: sent.reduce((sum, { bytes }) => sum + bytes, 0),
     }
   }

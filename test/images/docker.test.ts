@@ -551,6 +551,12 @@ describe("pushing an image", () => {
     })
   }
 
+  test("takes the digest from the words of an engine that has no other", async () => {
+    const digest = `sha256:${"a".repeat(64)}`
+    const answer = lines({ status: `1: digest: ${digest} size: 427` })
+    assert.deepEqual(await push(answer), { told: [], digest })
+  })
+
   for (const [what, answer, message] of [
     ["that fails in the stream", lines({ errorDetail: { message: "EOF" }, error: "EOF" }), /^EOF$/],
     ["of what is not there", json({ message: "An image does not exist" }, 404), /does not exist/],

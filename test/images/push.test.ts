@@ -96,11 +96,15 @@ test("each layer is a step: sent, there already, or mounted from another reposit
     reference: "r.example:5000/ml/iris:1",
     digest: "sha256:d",
     repoDigest: "r.example:5000/ml/iris@sha256:d",
-    layersSent: 1,
-    layersPresent: 2,
-    sentBytes: 2000,
+    layers: { sent: 1, present: 2, sentBytes: 2000 },
     durationMs: 0,
   })
+})
+
+test("an engine that tells nothing of layers is believed its digest", async () => {
+  const { events } = await push([])
+  const last = events.at(-1)
+  assert.deepEqual(last?.type === "pushed" && [last.digest, last.layers], ["sha256:d", null])
 })
 
 test("layers of ours have their names", async () => {
