@@ -5,10 +5,11 @@
  * Open loop: requests are due at the times of a Poisson process and their latency counts from when they were *due*,
  * whether or not a connection was free (no coordinated omission): measures latency at a given rate.
  *
- * As a program: `node bench/load.ts '{"port":3000,"path":"/classify","bodies":["[[1,2,3,4]]"],"connections":64,"seconds":5}'`
- * prints one JSON line.
+ * As a program it reads its options from stdin, as they may be long, and prints one JSON line:
+ * `echo '{"port":3000,"path":"/classify","bodies":["[[1,2,3,4]]"],"connections":64,"seconds":5}' | node bench/load.ts`
  */
 import net from "node:net"
+import { text } from "node:stream/consumers"
 
 export interface LoadOptions {
   readonly host?: string
@@ -41,9 +42,14 @@ export interface LoadResult {
   }
   /** The same of answers that were not 2xx. */
   readonly refusedLatencyMs: { readonly p50: number; readonly p99: number }
+  /** Requests of the open loop that were due and had no answer some seconds after the end: not counted above. */
+  readonly unanswered: number
 }
 
-/** Runs the load and resolves when the last answer is in (or 10 s after the end). */
+/** What is not answered so long after the end of an open loop never is. */
+const GIVE_UP_MS = 5000
+
+/** Runs the load and resolves when the last answer is in, or is given up. */
 export async function load(options: LoadOptions): Promise<LoadResult> {
   const requests = options.bodies.map((body) => encodeRequest(options, body))
   const warmUpMs = (options.warmUpSeconds ?? 0) * 1000
@@ -53,6 +59,7 @@ export async function load(options: LoadOptions): Promise<LoadResult> {
   const refused: number[] = []
   const statuses: Record<string, number> = {}
   let next = 0
+  let unanswered = 0
 
   const note = (dueMs: number, status: number): void => {
     const now = performance.now()
@@ -74,7 +81,7 @@ export async function load(options: LoadOptions): Promise<LoadResult> {
       }),
     )
   } else {
-    await openLoop(options, options.ratePerSecond, endMs, nextRequest, note)
+    unanswered = await openLoop(options, options.ratePerSecond, endMs, nextRequest, note)
   }
   const counted = good.length + refused.length
   return {
@@ -88,24 +95,38 @@ export async function load(options: LoadOptions): Promise<LoadResult> {
       max: quantile(good, 1),
     },
     refusedLatencyMs: { p50: quantile(refused, 0.5), p99: quantile(refused, 0.99) },
+    unanswered,
   }
 }
 
+/** Sends what is due until the end; how many requests were given up. */
 async function openLoop(
   options: LoadOptions,
   ratePerSecond: number,
   endMs: number,
   nextRequest: () => Buffer,
   note: (dueMs: number, status: number) => void,
-): Promise<void> {
+): Promise<number> {
   const random = mulberry32(options.seed ?? 1)
+  const connections: Connection[] = []
   const idle: Connection[] = []
-  const waiting: number[] = []
-  let open = 0
+  /** Due, while no connection is free; those before `sent` are on their way. (`shift` would move all the others.) */
+  let waiting: number[] = []
+  let sent = 0
   let pending = 0
+  let over = false
+  const take = (): number | undefined => {
+    if (over) return undefined
+    if (sent < waiting.length) return waiting[sent++]
+    waiting = []
+    sent = 0
+    return undefined
+  }
   const run = async (connection: Connection, firstDueMs: number): Promise<void> => {
-    for (let dueMs: number | undefined = firstDueMs; dueMs !== undefined; dueMs = waiting.shift()) {
-      note(dueMs, await connection.request(nextRequest()))
+    for (let dueMs: number | undefined = firstDueMs; dueMs !== undefined; dueMs = take()) {
+      const status = await connection.request(nextRequest())
+      if (over) return
+      note(dueMs, status)
       pending--
     }
     idle.push(connection)
@@ -116,9 +137,9 @@ async function openLoop(
     while (dueMs <= now && dueMs < endMs) {
       pending++
       let connection = idle.pop()
-      if (connection === undefined && open < options.connections) {
-        open++
+      if (connection === undefined && connections.length < options.connections) {
         connection = new Connection(options)
+        connections.push(connection)
       }
       if (connection === undefined) waiting.push(dueMs)
       else void run(connection, dueMs)
@@ -128,9 +149,11 @@ async function openLoop(
       dueMs - performance.now() > 2 ? setTimeout(resolve, 1) : setImmediate(resolve),
     )
   }
-  const giveUpMs = performance.now() + 10_000
+  const giveUpMs = performance.now() + GIVE_UP_MS
   while (pending > 0 && performance.now() < giveUpMs) await new Promise((resolve) => setTimeout(resolve, 5))
-  for (const connection of idle) connection.close()
+  over = true
+  for (const connection of connections) connection.close()
+  return pending
 }
 
 /** One keep-alive connection with one request at a time; opens itself again when the server closed it. */
@@ -231,6 +254,6 @@ export function mulberry32(seed: number): () => number {
 }
 
 if (import.meta.main) {
-  const options = JSON.parse(process.argv[2] ?? "{}") as LoadOptions
+  const options = JSON.parse(await text(process.stdin)) as LoadOptions
   process.stdout.write(`${JSON.stringify(await load(options))}\n`)
 }
