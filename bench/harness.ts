@@ -2,7 +2,7 @@
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import net from "node:net"
-import { tmpdir } from "node:os"
+import { cpus, tmpdir } from "node:os"
 import path from "node:path"
 import type { LoadOptions, LoadResult } from "./load.ts"
 
@@ -12,6 +12,8 @@ export const cli = path.join(root, "dist/cli/main.js")
 /** The server's core and the load's core. On a machine with one core both are the same, and the table says so. */
 export const SERVER_CORE = 0
 export const LOAD_CORE = 1
+/** Medians are of so many runs, in turn with what they are measured against. */
+export const RUNS = Number(process.env["BENCH_RUNS"] ?? 5)
 
 const cleanups: (() => void)[] = []
 process.on("exit", () => {
@@ -93,16 +95,56 @@ export function serveCommand(spec: object): readonly string[] {
   ]
 }
 
+export interface BenchModel {
+  readonly tag: string
+  readonly dir: string
+  readonly file: string
+}
+
+let home: string | undefined
+
+/** Puts a model file into a store of the bench's own. */
+export function importModel(file: string, name: string): BenchModel {
+  home ??= scratch()
+  const output = bentoctl(["models", "import", file, "--name", name, "-o", "tag"], { BENTOML_HOME: home })
+  const tag = output.trim().replace("__tag__:", "")
+  const dir = path.join(home, "models", ...tag.split(":"))
+  return { tag, dir, file: path.join(dir, "saved_model.onnx") }
+}
+
+export function iris(): BenchModel {
+  return importModel(path.join(root, "examples/iris/iris.onnx"), "iris_clf")
+}
+
+/** The rows of the iris data, a JSON body each. */
+export function irisBodies(): string[] {
+  const file = path.join(root, "examples/iris/golden.json")
+  const { inputs } = JSON.parse(readFileSync(file, "utf8")) as { inputs: number[][] }
+  return inputs.map((row) => JSON.stringify([row]))
+}
+
+/** The server for one model without code (`POST /run`), with these settings. */
+export function serveModel(
+  { tag, dir }: BenchModel,
+  options: { cores?: string; settings?: Readonly<Record<string, string | number | boolean>> } = {},
+): Promise<Started> {
+  const settings = Object.entries(options.settings ?? {}).map(([key, value]) => `${key}=${value}`)
+  return startServer(
+    serveCommand({ name: "bench", version: null, service: null, srcDir: dir, models: [{ tag, dir }] }),
+    {
+      env: { BENTOML_CONFIG_OPTIONS: settings.join(" ") },
+      ...(options.cores === undefined ? {} : { cores: options.cores }),
+    },
+  )
+}
+
 /** The load generator in a process of its own on the other core. */
 export function loadFrom(options: LoadOptions, core: number | string = LOAD_CORE): Promise<LoadResult> {
   return new Promise((resolve, reject) => {
-    const child = spawn(
-      "taskset",
-      ["-c", String(core), process.execPath, path.join(root, "bench/load.ts"), JSON.stringify(options)],
-      {
-        stdio: ["ignore", "pipe", "inherit"],
-      },
-    )
+    const child = spawn("taskset", ["-c", String(core), process.execPath, path.join(root, "bench/load.ts")], {
+      stdio: ["pipe", "pipe", "inherit"],
+    })
+    child.stdin.on("error", reject).end(JSON.stringify(options))
     let output = ""
     child.stdout.on("data", (chunk: Buffer) => (output += chunk.toString()))
     child.on("close", (code) =>
@@ -111,14 +153,19 @@ export function loadFrom(options: LoadOptions, core: number | string = LOAD_CORE
   })
 }
 
-export function hasWrk(): boolean {
-  return spawnSync("wrk", ["--version"]).error === undefined
+/** What makes the load where only throughput counts: wrk where it is installed. */
+export const generator = spawnSync("wrk", ["--version"]).error === undefined ? "wrk" : "bench/load.ts"
+
+type ClosedLoop = Pick<LoadOptions, "port" | "path" | "bodies" | "connections" | "seconds">
+type Throughput = Pick<LoadResult, "requests" | "perSecond" | "statuses">
+
+/** As many requests as the connections can carry, from the load's core. */
+export function closedLoop(options: ClosedLoop): Promise<Throughput> {
+  return generator === "wrk" ? wrk(options) : loadFrom(options)
 }
 
-/** A closed loop from wrk on the load's core: it costs a tenth of what a generator under Node does. */
-export async function wrk(
-  options: Pick<LoadOptions, "port" | "path" | "bodies" | "connections" | "seconds">,
-): Promise<Pick<LoadResult, "requests" | "perSecond" | "statuses">> {
+/** A closed loop from wrk: it costs a tenth of what a generator under Node does. */
+async function wrk(options: ClosedLoop): Promise<Throughput> {
   const { port, path: route, bodies, connections, seconds } = options
   const script = path.join(scratch(), "load.lua")
   writeFileSync(
@@ -154,16 +201,6 @@ export async function wrk(
   }
 }
 
-/** CPU time that a process and its threads have used, in seconds (in steps of 10 ms). */
-export function cpuSeconds(pid: number): number {
-  const [user = 0, system = 0] = readFileSync(`/proc/${pid}/stat`, "utf8")
-    .replace(/^.*\) /s, "")
-    .split(" ")
-    .slice(11, 13)
-    .map(Number)
-  return (user + system) / 100
-}
-
 /** An HTTP server that parses each JSON body and answers it again: what Node itself can do for such requests. */
 export function startEcho(): Promise<Started> {
   const source = `
@@ -180,10 +217,21 @@ export function startEcho(): Promise<Started> {
   return startServer([process.execPath, "-e", source])
 }
 
+/** taskset replaces itself by the program it starts, so the child is the server. */
+export function pidOf({ process: { pid } }: Started): number {
+  if (pid === undefined) throw new Error("no server")
+  return pid
+}
+
 /** Resident memory of a process in bytes. */
 export function residentBytes(pid: number): number {
-  const status = execFileSync("grep", ["VmRSS", `/proc/${pid}/status`], { encoding: "utf8" })
-  return Number(/(\d+) kB/.exec(status)?.[1]) * 1024
+  return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) * 1024
+}
+
+/** CPU time of a process so far, all threads, in the kernel too. */
+export function cpuUs(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
+  return (Number(fields[11]) + Number(fields[12])) * 10_000
 }
 
 export function median(values: readonly number[]): number {
@@ -200,21 +248,58 @@ export interface Row {
   readonly what: string
   readonly measured: string
   readonly against: string
-  readonly goal: string
-  readonly met: boolean
+  /** Absent, with `met`: only for comparison. */
+  readonly goal?: string
+  readonly met?: boolean
+}
+
+/** Ticks that all CPUs were busy for since the bench began, those that were stolen, and those of us and our children. */
+function ticks(): { busy: number; stolen: number; ours: number; all: number } {
+  const fields = (readFileSync("/proc/stat", "utf8").split("\n")[0] ?? "")
+    .split(/\s+/)
+    .slice(1, 9)
+    .map(Number)
+  const [user = 0, nice = 0, system = 0, idle = 0, waiting = 0, irq = 0, softIrq = 0, stolen = 0] = fields
+  const own = readFileSync("/proc/self/stat", "utf8")
+    .replace(/^.*\) /s, "")
+    .split(" ")
+    .slice(11, 15)
+    .map(Number)
+  const busy = user + nice + system + irq + softIrq
+  return { busy, stolen, ours: own.reduce((sum, n) => sum + n, 0), all: busy + idle + waiting + stolen }
+}
+
+const begun = ticks()
+
+/** How much of the machine others took meanwhile: what is measured on a busy one says little. Children count once they ended. */
+function others(): string {
+  const now = ticks()
+  const all = now.all - begun.all
+  const theirs = now.busy - begun.busy - (now.ours - begun.ours)
+  const percent = (part: number): string => `${Math.max(0, (100 * part) / all).toFixed(0)} %`
+  return `other programs took ${percent(theirs)} of the CPUs, the host ${percent(now.stolen - begun.stolen)}`
 }
 
 export function report(title: string, rows: readonly Row[]): void {
   const cells = [
     ["case", "measured", "against", "goal", ""],
-    ...rows.map((row) => [row.what, row.measured, row.against, row.goal, row.met ? "met" : "MISSED"]),
+    ...rows.map((row) => [row.what, row.measured, row.against, row.goal ?? "", verdict(row)]),
   ]
   const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...cells.map((line) => line[column]?.length ?? 0)))
-  process.stdout.write(`\n## ${title}\n\n`)
+  const [cpu] = cpus()
+  const machine = `${cpus().length} × ${cpu?.model.trim() ?? "CPU"}, Node ${process.versions.node}`
+  process.stdout.write(
+    `\n## ${title}\n\n${machine}, ${new Date().toISOString().slice(0, 10)}; ${others()}\n\n`,
+  )
   cells.forEach((line, index) => {
     process.stdout.write(`| ${line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(" | ")} |\n`)
     if (index === 0) process.stdout.write(`| ${widths.map((width) => "-".repeat(width)).join(" | ")} |\n`)
   })
+}
+
+function verdict({ met }: Row): string {
+  if (met === undefined) return ""
+  return met ? "met" : "MISSED"
 }
 
 async function answers200(port: number, probe: string): Promise<boolean> {

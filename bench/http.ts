@@ -6,45 +6,31 @@
  * The load is wrk's where it is installed (Debian: `apt-get install wrk`). Our own generator costs as much CPU as the servers
  * do, so that with it the load's core may be the one that is full: then the CPU time for each request tells more.
  */
-import { readFileSync } from "node:fs"
 import path from "node:path"
 import {
   type Started,
-  bentoctl,
-  cpuSeconds,
-  hasWrk,
-  loadFrom,
+  RUNS,
+  closedLoop,
+  cpuUs,
+  generator,
+  iris,
+  irisBodies,
   median,
+  pidOf,
   report,
   root,
-  scratch,
   serveCommand,
   startEcho,
   startServer,
-  wrk,
 } from "./harness.ts"
 
-const home = scratch()
-const tag = bentoctl(
-  ["models", "import", path.join(root, "examples/iris/iris.onnx"), "--name", "iris_clf", "-o", "tag"],
-  {
-    BENTOML_HOME: home,
-  },
-)
-  .trim()
-  .replace("__tag__:", "")
-const [name = "", version = ""] = tag.split(":")
-const golden = JSON.parse(readFileSync(path.join(root, "examples/iris/golden.json"), "utf8")) as {
-  inputs: number[][]
-}
-const bodies = golden.inputs.map((row) => JSON.stringify([row]))
-const models = [{ tag, dir: path.join(home, "models", name, version) }]
+const model = iris()
+const bodies = irisBodies()
 
 const cases = [
   { what: "service.ts, ndarray in, json out", path: "/classify", service: "service.ts:svc" },
   { what: "no code (POST /run)", path: "/run", service: null },
 ]
-const runs = Number(process.env["BENCH_RUNS"] ?? 5)
 const seconds = Number(process.env["BENCH_SECONDS"] ?? 4)
 
 interface Measured {
@@ -61,15 +47,14 @@ const servers = [
   ...(await Promise.all(
     cases.map(async ({ what, path: route, service }) => {
       const srcDir = path.join(root, "examples/iris")
-      const spec = { name: "iris_classifier", version: null, service, srcDir, models }
+      const spec = { name: "iris_classifier", version: null, service, srcDir, models: [model] }
       return { what, path: route, server: await startServer(serveCommand(spec)) }
     }),
   )),
 ]
-const generator = hasWrk() ? "wrk" : "bench/load.ts"
 const all = new Map<string, Measured[]>(servers.map(({ what }) => [what, []]))
 for (const { path: route, server } of servers) await measure(server, route, 3)
-for (let run = 0; run < runs; run++) {
+for (let run = 0; run < RUNS; run++) {
   for (const { what, path: route, server } of servers) {
     const measured = await measure(server, route, seconds)
     all.get(what)?.push(measured)
@@ -99,16 +84,13 @@ report(
   }),
 )
 
-async function measure(
-  { process: { pid = 0 }, port }: Started,
-  route: string,
-  length: number,
-): Promise<Measured> {
-  const before = cpuSeconds(pid)
+async function measure(server: Started, route: string, length: number): Promise<Measured> {
+  const { port } = server
+  const beforeUs = cpuUs(pidOf(server))
   const options = { port, path: route, bodies, connections: 64, seconds: length }
-  const { requests, perSecond, statuses } = await (generator === "wrk" ? wrk(options) : loadFrom(options))
-  const used = cpuSeconds(pid) - before
+  const { requests, perSecond, statuses } = await closedLoop(options)
+  const usedUs = cpuUs(pidOf(server)) - beforeUs
   const failed = Object.keys(statuses).filter((status) => status !== "200")
   if (failed.length > 0) throw new Error(`${route}: answers other than 200: ${JSON.stringify(statuses)}`)
-  return { perSecond, cpuUs: (used / requests) * 1e6, busy: used / (requests / perSecond) }
+  return { perSecond, cpuUs: usedUs / requests, busy: usedUs / 1e6 / (requests / perSecond) }
 }

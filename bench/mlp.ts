@@ -6,34 +6,49 @@ import { mulberry32 } from "./load.ts"
 export const WIDE_INPUT = [784, 1024, 1024, 10]
 /** Few numbers in, much work per row: what decides here is the model, not the parsing of requests. */
 export const NARROW_INPUT = [16, 4096, 4096, 10]
+/** 313 million multiplications and additions a row, half of what MobileNet takes for an image, over one set of weights. */
+export const DEEP = [16, ...Array.from({ length: 300 }, () => 1024), 10]
 
-/** An ONNX file with input `x` [N, first] and output `y` [N, last]. Field numbers: onnx.proto of ONNX 1.16. */
+/**
+ * An ONNX file with input `x` [N, first] and output `y` [N, last]; layers of the same shape share their weights.
+ * Field numbers: onnx.proto of ONNX 1.16.
+ */
 export function writeMlp(file: string, layers: readonly number[]): void {
   const random = mulberry32(784)
   const nodes: Buffer[] = []
-  const weights: Buffer[] = []
+  const weights = new Map<string, readonly Buffer[]>()
   layers.slice(1).forEach((columns, layer) => {
     const rows = layers[layer] ?? 0
     const scale = 1 / Math.sqrt(rows)
     const values = (count: number) => Float32Array.from({ length: count }, () => (random() * 2 - 1) * scale)
-    weights.push(
-      tensor(`w${layer}`, [rows, columns], values(rows * columns)),
-      tensor(`b${layer}`, [columns], values(columns)),
-    )
+    const shape = `${rows}x${columns}`
+    if (!weights.has(shape)) {
+      weights.set(shape, [
+        tensor(`w${shape}`, [rows, columns], values(rows * columns)),
+        tensor(`b${shape}`, [columns], values(columns)),
+      ])
+    }
     const last = layer === layers.length - 2
     const input = layer === 0 ? "x" : `h${layer}`
-    nodes.push(node("Gemm", [input, `w${layer}`, `b${layer}`], last ? "y" : `g${layer}`))
+    nodes.push(node("Gemm", [input, `w${shape}`, `b${shape}`], last ? "y" : `g${layer}`))
     if (!last) nodes.push(node("Relu", [`g${layer}`], `h${layer + 1}`))
   })
   const graph = Buffer.concat([
     ...nodes.map((bytes) => field(1, bytes)),
     text(2, "mlp"),
-    ...weights.map((bytes) => field(5, bytes)),
+    ...[...weights.values()].flat().map((bytes) => field(5, bytes)),
     field(11, valueInfo("x", layers[0] ?? 0)),
     field(12, valueInfo("y", layers.at(-1) ?? 0)),
   ])
   const opset = field(8, Buffer.concat([text(1, ""), integer(2, 17)]))
   writeFileSync(file, Buffer.concat([integer(1, 8), text(2, "bentoctl-bench"), field(7, graph), opset]))
+}
+
+/** JSON bodies of random rows, as of images: the values are 0 to 255, over 255. */
+export function rowBodies(columns: number, rowsEach = 1): string[] {
+  const random = mulberry32(1)
+  const row = (): number[] => Array.from({ length: columns }, () => Math.round(random() * 255) / 255)
+  return Array.from({ length: 16 }, () => JSON.stringify(Array.from({ length: rowsEach }, row)))
 }
 
 function node(op: string, inputs: readonly string[], output: string): Buffer {

@@ -5,8 +5,9 @@ import path from "node:path"
 const BENCHES = {
   cli: "start-up of the command line, against a bare node process",
   http: "iris over HTTP on one core, against a node:http echo of the same bodies",
+  peers: "iris against BentoML and Flask: requests per second, time to ready, memory",
   app: "a request inside the app, without sockets and model, in CPU time",
-  serving: "alone, after a burst, near saturation, far beyond it",
+  serving: "alone, after a burst, with bad rows, at saturation, near it, far beyond it, for long",
   batcher: "the runner against bare ONNX Runtime at the same batch size",
   simulate: "batching policies in simulated time; writes the tables and the plot of docs/batching.md",
   sight: "what metrics, Server-Timing and the access log cost a request",
