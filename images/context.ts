@@ -280,16 +280,18 @@ export type Buffers = (size: number) => Buffer
 const CHUNK_BYTES = 1 << 18
 
 /**
- * Buffers that are used again in turn, for whoever never has more than `count` chunks at once: a gigabyte of new ones
- * keeps the garbage collector busy for a second.
+ * Buffers that are used again in turn, for whoever never has more than `count` whole chunks at once: a gigabyte of new
+ * ones keeps the garbage collector busy for a second. Smaller ones are new: a stream takes as many of them as fill its
+ * own buffer, and so holds on to any number.
  */
 export function buffersInTurn(count: number): Buffers {
   const all: Buffer[] = []
   let next = 0
   return (size) => {
+    if (size < CHUNK_BYTES) return Buffer.allocUnsafe(size)
     const buffer = (all[next] ??= Buffer.allocUnsafeSlow(CHUNK_BYTES))
     next = (next + 1) % count
-    return buffer.subarray(0, size)
+    return buffer
   }
 }
 

@@ -70,8 +70,8 @@ function foldersAbove(target: string, folders: FolderFacts): ContextEntry[] {
 }
 
 /**
- * The layer's tar, made anew at each call. A chunk is good until eight more have been taken: a reader that holds on to
- * more of them at once must copy.
+ * The layer's tar, made anew at each call. A chunk of 256 KiB is good until eight more of them have been taken: a
+ * reader that holds on to more of them at once must copy.
  */
 export function layerChunks(layer: Layer): AsyncGenerator<Uint8Array> {
   const buffers = buffersInTurn(10)
