@@ -2,14 +2,15 @@
 import path from "node:path"
 import { Option, UsageError } from "clipanion"
 import { formatTag } from "../store/tag.ts"
-import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
+import { oneOf, parseLabels, type CommandHelp } from "./command.ts"
 import type { BuiltBento } from "../images/build.ts"
 import type { ImageEngine } from "../images/builder.ts"
 import type { PushTarget } from "../images/push.ts"
 import type { Built } from "./image.ts"
-import { BUILDER_MEANING, BUILDERS, PUSH_MEANING } from "./report.ts"
+import { givenFlags, ImageCommand, type ImageChoices } from "./image-command.ts"
+import { PUSH_MEANING } from "./report.ts"
 
-export class BuildCommand extends BaseCommand {
+export class BuildCommand extends ImageCommand {
   static override paths = [["build"]]
   static help: CommandHelp = {
     group: "Bentos",
@@ -42,21 +43,21 @@ export class BuildCommand extends BaseCommand {
     description: "<VERSION> version of the Bento (default: a new one, made as BentoML does)",
   })
   label: string[] = Option.Array("--label", [], {
-    description: "<KEY=VALUE> attach a label, over those of the bentofile; repeat for more",
+    description:
+      "<KEY=VALUE> attach a label, over those of the bentofile; its image has it too; repeat for more",
   })
   dryRun: boolean = Option.Boolean("--dry-run", false, {
     description: "check everything and print bento.yaml; write nothing",
   })
   containerize: boolean = Option.Boolean("--containerize", false, {
-    description: "build its image as well; see `bentoctl containerize`",
+    description: "build its image as well; the options after -o are for it, see `bentoctl containerize`",
   })
   imageTag: string[] | undefined = Option.Array("-t,--image-tag", {
     description:
       "<NAME:TAG> with --containerize: name of the image instead of NAME:VERSION and NAME:latest; repeat for more",
   })
-  push: boolean = Option.Boolean("--push", false, { description: `with --containerize: ${PUSH_MEANING}` })
-  builder: string = Option.String("--builder", "auto", {
-    description: `<auto|assemble|dockerfile> with --containerize: ${BUILDER_MEANING}`,
+  push: boolean = Option.Boolean("--push", false, {
+    description: `with --containerize: ${PUSH_MEANING}`,
   })
   output: string | undefined = Option.String("-o,--output", {
     description: "<tag|json> print the result for programs instead of people",
@@ -64,13 +65,13 @@ export class BuildCommand extends BaseCommand {
 
   async execute(): Promise<number> {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
-    const builder = oneOf("--builder", this.builder, BUILDERS)
+    const choices = await this.imageChoices()
     if (this.dryRun && this.containerize) {
       throw new UsageError("--dry-run and --containerize exclude each other")
     }
-    if (!this.containerize && (this.push || this.imageTag !== undefined)) {
-      throw new UsageError(`${this.push ? "--push" : "--image-tag"} needs --containerize`)
-    }
+    const imageFlags = { "--push": this.push, "--image-tag": this.imageTag, ...this.imageFlags() }
+    const [forImage] = givenFlags(imageFlags)
+    if (forImage !== undefined && !this.containerize) throw new UsageError(`${forImage} needs --containerize`)
     const quiet = this.quiet || output !== "text"
     const { pushTargets } = await import("./image.ts")
     const push = await pushTargets(this.context, this.push, this.imageTag)
@@ -81,7 +82,7 @@ export class BuildCommand extends BaseCommand {
       if (this.dryRun) this.print(await dryRunText(built))
       else this.say(`Successfully built Bento(tag="${tag}").${this.containerize ? "" : nextSteps(tag)}`)
     }
-    const image = this.containerize ? await this.#makeImage(built, builder, quiet, push) : undefined
+    const image = this.containerize ? await this.#makeImage(built, choices, quiet, push) : undefined
     if (output === "tag") this.print(`__tag__:${tag}\n`)
     if (output === "json") this.printJson(await resultJson(built, image, this.dryRun))
     if (output === "text" && image !== undefined) {
@@ -127,7 +128,7 @@ export class BuildCommand extends BaseCommand {
 
   async #makeImage(
     built: BuiltBento,
-    builder: (typeof BUILDERS)[number],
+    choices: ImageChoices,
     quiet: boolean,
     push: readonly PushTarget[] | undefined,
   ): Promise<Built> {
@@ -139,8 +140,8 @@ export class BuildCommand extends BaseCommand {
       const again = `bentoctl containerize ${formatTag(bento)}${names}${push === undefined ? "" : " --push"}`
       this.afterword = `The Bento is in the store; to try again: ${again}`
     }
-    const how = { builder, noCache: false, progress: undefined, quiet, push }
-    return makeImage(this.context, { bento, built, ...(tags !== undefined && { tags }), ...how }, this.#warm)
+    const how = { ...choices, bento, built, quiet, push }
+    return makeImage(this.context, { ...how, ...(tags !== undefined && { tags }) }, this.#warm)
   }
 }
 

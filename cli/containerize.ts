@@ -1,10 +1,11 @@
 /** `bentoctl containerize`: from a Bento of the store to an image of the engine. */
 import { Option, UsageError } from "clipanion"
 import { formatTag, parseTagRef } from "../store/tag.ts"
-import { BaseCommand, oneOf, type CommandHelp } from "./command.ts"
-import { BUILDER_MEANING, BUILDERS, PROGRESS, PUSH_MEANING } from "./report.ts"
+import { oneOf, parseLabels, type CommandHelp } from "./command.ts"
+import { checkLabels, ImageCommand } from "./image-command.ts"
+import { PUSH_MEANING } from "./report.ts"
 
-export class ContainerizeCommand extends BaseCommand {
+export class ContainerizeCommand extends ImageCommand {
   static override paths = [["containerize"]]
   static help: CommandHelp = {
     group: "Images and serving",
@@ -21,6 +22,10 @@ export class ContainerizeCommand extends BaseCommand {
       ["the newest version; the image is NAME:VERSION and NAME:latest", "bentoctl containerize iris"],
       ["a name for a registry", "bentoctl containerize iris:latest -t registry.example.com/ml/iris:1.2"],
       ["into a registry as well", "bentoctl containerize iris -t registry.example.com/ml/iris:1.2 --push"],
+      [
+        "on a newer base, with a token for the set-up script from the environment",
+        "bentoctl containerize iris --pull --build-arg TOKEN",
+      ],
       ["the Dockerfile alone; no engine is needed", "bentoctl containerize iris --print-dockerfile"],
     ],
   }
@@ -29,19 +34,12 @@ export class ContainerizeCommand extends BaseCommand {
   imageTag: string[] | undefined = Option.Array("-t,--image-tag", {
     description: "<NAME:TAG> name of the image instead of NAME:VERSION and NAME:latest; repeat for more",
   })
-  noCache: boolean = Option.Boolean("--no-cache", false, {
-    description: "make every layer anew; those that come out the same are not sent again",
-  })
-  builder: string = Option.String("--builder", "auto", {
-    description: `<auto|assemble|dockerfile> ${BUILDER_MEANING}`,
+  label: string[] = Option.Array("--label", [], {
+    description: "<KEY=VALUE> label of the image, over those of the Bento; repeat for more",
   })
   push: boolean = Option.Boolean("--push", false, { description: PUSH_MEANING })
   printDockerfile: boolean = Option.Boolean("--print-dockerfile", false, {
     description: "print the Dockerfile and build nothing",
-  })
-  progress: string | undefined = Option.String("--progress", {
-    description:
-      "<auto|plain|json> live on a terminal and lines elsewhere (auto), lines, or one JSON event per line",
   })
   output: string | undefined = Option.String("-o,--output", {
     description:
@@ -50,8 +48,8 @@ export class ContainerizeCommand extends BaseCommand {
 
   async execute(): Promise<number> {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
-    const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
-    const builder = oneOf("--builder", this.builder, BUILDERS)
+    const choices = await this.imageChoices()
+    const labels = await checkLabels(parseLabels(this.label))
     if (this.printDockerfile && this.push) {
       throw new UsageError("--print-dockerfile and --push exclude each other")
     }
@@ -59,7 +57,7 @@ export class ContainerizeCommand extends BaseCommand {
     const [{ imageJson, imageOptions, imageText, makeImage, pushTargets }, { openBentoStore }] =
       await Promise.all([import("./image.ts"), import("../store/store.ts")])
     const bento = await openBentoStore(context.home).resolve(parseTagRef(this.tag))
-    const asked = { bento, ...(this.imageTag !== undefined && { tags: this.imageTag }) }
+    const asked = { ...choices, bento, labels, ...(this.imageTag !== undefined && { tags: this.imageTag }) }
     if (this.printDockerfile) {
       const [{ planContainer }, { dockerfileOf }] = await Promise.all([
         import("../images/containerize.ts"),
@@ -70,14 +68,7 @@ export class ContainerizeCommand extends BaseCommand {
     }
     const quiet = this.quiet || output !== "text"
     const push = await pushTargets(context, this.push, this.imageTag)
-    const built = await makeImage(context, {
-      ...asked,
-      noCache: this.noCache,
-      builder,
-      progress,
-      quiet,
-      push,
-    })
+    const built = await makeImage(context, { ...asked, quiet, push })
     if (output === "tag") this.print(`__tag__:${built.tags[0]}\n`)
     else if (output === "json") this.printJson({ bento: formatTag(bento), ...imageJson(built) })
     else this.say(imageText(bento, built))

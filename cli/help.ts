@@ -2,6 +2,7 @@
 import type { Cli, Definition } from "clipanion"
 import type { CommandType } from "./command.ts"
 import type { Context } from "./context.ts"
+import { IMAGE_FLAGS } from "./image-command.ts"
 import { wrap } from "./output.ts"
 
 export interface OptionHelp {
@@ -37,6 +38,7 @@ export function explain(cli: Cli<Context>, type: CommandType): Explained {
   const definition = cli.definitions().find((candidate) => candidate.path === `${cli.binaryName} ${name}`)
   if (definition === undefined) throw new Error(`command "${name}" is not registered`)
   const options = definition.options.map(readOption)
+  const isShared = ({ flags }: OptionHelp): boolean => flags.some((flag) => IMAGE_FLAGS.has(flag))
   const isGlobal = (option: OptionHelp): boolean => option.flags.some((flag) => GLOBAL_FLAGS.has(flag))
   const args = (type.help.args ?? []).map(([arg]) => ` ${arg}`).join("")
   return {
@@ -44,7 +46,9 @@ export function explain(cli: Cli<Context>, type: CommandType): Explained {
     aliases: others.map((path) => path.join(" ")),
     type,
     usage: `${cli.binaryName} ${name}${args} [OPTIONS]`,
-    options: options.filter((option) => !isGlobal(option)),
+    options: options
+      .filter((option) => !isGlobal(option))
+      .toSorted((a, b) => Number(isShared(a)) - Number(isShared(b))),
     globalOptions: [
       ...options.filter(isGlobal),
       { flags: ["-h", "--help"], value: null, meaning: "show this help" },

@@ -1,9 +1,10 @@
 /** What `containerize` and `build --containerize` share: one image build, shown and summed up. */
-import type { BuildEvent, BuilderName, ImageEngine, Pushed } from "../images/builder.ts"
+import type { BuildEvent, ImageEngine, Pushed } from "../images/builder.ts"
 import type { StoredBento } from "../images/containerize.ts"
 import type { PushTarget } from "../images/push.ts"
 import { formatTag, type Tag } from "../store/tag.ts"
 import type { Context } from "./context.ts"
+import type { ImageChoices } from "./image-command.ts"
 import { formatDuration, formatSize } from "./output.ts"
 import {
   isLive,
@@ -12,22 +13,20 @@ import {
   plainReporter,
   silent,
   stderrScreen,
-  type PROGRESS,
   type Reporter,
 } from "./report.ts"
 
 /** An image, and where it was pushed to if that was asked for. */
 export type Built = BuildEvent & { readonly type: "built" } & { readonly pushed?: readonly Pushed[] }
 
-export interface ImageRequest {
+export interface ImageRequest extends ImageChoices {
   readonly bento: Tag
   readonly tags?: readonly string[]
-  readonly noCache: boolean
-  readonly builder: BuilderName | "auto"
+  /** Over those of the Bento. */
+  readonly labels?: Readonly<Record<string, string>>
   /** The Bento, if it was built just now and need not be read. */
   readonly built?: StoredBento
-  /** Undefined: as the terminal has it, and nothing when the command is to be quiet. */
-  readonly progress: (typeof PROGRESS)[number] | undefined
+  /** No progress unless it was asked for. */
   readonly quiet: boolean
   /** From `pushTargets`. */
   readonly push?: readonly PushTarget[] | undefined
@@ -51,8 +50,9 @@ export async function makeImage(
   warm?: Promise<ImageEngine>,
 ): Promise<Built> {
   const { containerize } = await import("../images/containerize.ts")
-  const { builder, noCache, built } = request
-  const options = { ...imageOptions(context, request), builder, noCache, built }
+  const { builder, pull, noCache, cacheFrom, network, built } = request
+  const steps = { noCache, cacheFrom, network }
+  const options = { ...imageOptions(context, request), ...steps, builder, pull, built }
   return showBuild(context, request, (common) => containerize({ ...options, ...common }), warm)
 }
 
@@ -113,7 +113,7 @@ export async function showBuild(
 /** What decides how the image will be, as far as the command line knows it. */
 export function imageOptions(
   context: Context,
-  request: { readonly bento: Tag; readonly tags?: readonly string[] },
+  request: Pick<ImageRequest, "bento" | "tags" | "labels" | "platform" | "buildArgs">,
 ) {
   return {
     bento: request.bento,
@@ -121,6 +121,9 @@ export function imageOptions(
     runtimeDir: context.runtimeDir,
     baseImage: baseImageOf(context),
     tags: request.tags,
+    labels: request.labels,
+    platform: request.platform,
+    buildArgs: request.buildArgs,
     env: context.env,
   }
 }

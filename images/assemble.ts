@@ -10,7 +10,14 @@ import type { Readable } from "node:stream"
 import { extract } from "tar-stream"
 import { BentoError, BuildError } from "../store/errors.ts"
 import { LoadRefused } from "./builder.ts"
-import type { BuildEvent, HistoryEntry, ImageEngine, ImageInfo, ImageSummary } from "./builder.ts"
+import type {
+  BuildEvent,
+  HistoryEntry,
+  ImageEngine,
+  ImageInfo,
+  ImageSummary,
+  StepOptions,
+} from "./builder.ts"
 import type { Cache } from "./cache.ts"
 import { createContext } from "./context.ts"
 import { containerConfig, imageConfig } from "./image-config.ts"
@@ -31,10 +38,11 @@ import type { ImagePlan } from "./plan.ts"
 import { tarStream } from "./tar.ts"
 import type { TarEntry, TarHeader } from "./tar.ts"
 
-export interface Assembling {
+export interface Assembling extends StepOptions {
   readonly engine: ImageEngine
   readonly cache: Cache
-  readonly noCache?: boolean | undefined
+  /** Ask the registry for a newer base. */
+  readonly pull?: boolean | undefined
   readonly signal?: AbortSignal | undefined
   /** Milliseconds. */
   readonly clock: () => number
@@ -91,12 +99,13 @@ export async function tagImage(
 /** The image that our layers lie on: the base itself where nothing has to run. */
 async function* ensureFoundation(
   plan: ImagePlan,
-  { engine, noCache, signal }: Assembling,
+  options: Assembling,
 ): AsyncGenerator<BuildEvent, ImageInfo> {
+  const { engine, pull, noCache, signal } = options
   const { platform } = plan
   const bases: ImageInfo[] = []
   for (const reference of plan.baseImages) {
-    yield* engine.ensureImage(reference, { platform, signal })
+    yield* engine.ensureImage(reference, { platform, pull, signal })
     bases.push(await existing(engine, reference, signal))
   }
   const base = bases.at(-1)
@@ -107,7 +116,17 @@ async function* ensureFoundation(
   }
   if (!plan.runs) return base
   const context = await createContext(plan, "foundation")
-  const dependsOn = JSON.stringify(["1", platform, bases.map(({ id }) => id), await context.digest()])
+  const steps = stepOptions(options)
+  const given = [steps.buildArgs, steps.network].some((each) => each !== undefined)
+    ? [steps.buildArgs, steps.network]
+    : []
+  const dependsOn = JSON.stringify([
+    "1",
+    platform,
+    bases.map(({ id }) => id),
+    await context.digest(),
+    ...given,
+  ])
   const digest = createHash("sha256").update(dependsOn).digest("hex")
   const reference = `${FOUNDATION_REPOSITORY}:${digest.slice(0, 32)}`
   const found = noCache === true ? null : await engine.inspect(reference, signal)
@@ -118,8 +137,13 @@ async function* ensureFoundation(
     return found
   }
   const labels = { [FOUNDATION_LABEL]: digest }
-  yield* engine.build(context, { tags: [reference], platform, labels, noCache, signal })
+  yield* engine.build(context, { tags: [reference], platform, labels, ...steps, signal })
   return existing(engine, reference, signal)
+}
+
+/** Those for steps alone. */
+export function stepOptions({ noCache, cacheFrom, buildArgs, network }: StepOptions): StepOptions {
+  return { noCache, cacheFrom, buildArgs, network }
 }
 
 async function existing(

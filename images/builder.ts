@@ -105,12 +105,22 @@ export interface HistoryEntry {
   readonly sizeBytes: number
 }
 
-export interface BuildOptions {
+/** What the steps of a Dockerfile that run something are given; the files that are added do not depend on it. */
+export interface StepOptions {
+  readonly noCache?: boolean | undefined
+  /** Images whose layers may be taken instead of running a step again. */
+  readonly cacheFrom?: readonly string[] | undefined
+  /** Values for the ARGs of the Dockerfile. */
+  readonly buildArgs?: Readonly<Record<string, string>> | undefined
+  /** The network that steps run in: `none`, `host`, or what else the engine knows. */
+  readonly network?: string | undefined
+}
+
+export interface BuildOptions extends StepOptions {
   readonly tags: readonly string[]
   readonly platform: Platform
   /** Beside those of the Dockerfile. */
   readonly labels?: Readonly<Record<string, string>> | undefined
-  readonly noCache?: boolean | undefined
   readonly signal?: AbortSignal | undefined
 }
 
@@ -120,10 +130,13 @@ export interface BuildOptions {
  */
 export interface ImageBuilder {
   ping(signal?: AbortSignal): Promise<EngineInfo>
-  /** Makes sure that an image is in the engine, pulling it if it must. Throws BASE_IMAGE_UNAVAILABLE. */
+  /**
+   * Makes sure that an image is in the engine, pulling it if it must, or in any case with `pull`. Throws
+   * BASE_IMAGE_UNAVAILABLE.
+   */
   ensureImage(
     reference: string,
-    options: { platform: Platform; signal?: AbortSignal | undefined },
+    options: { platform: Platform; pull?: boolean | undefined; signal?: AbortSignal | undefined },
   ): AsyncIterable<BuildEvent>
   /** Ends with the image's id, or throws BuildError or ENGINE_DISK_FULL. */
   build(context: BuildContext, options: BuildOptions): AsyncGenerator<BuildEvent, string>

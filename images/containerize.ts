@@ -5,11 +5,11 @@ import type { Model } from "../store/model.ts"
 import { openBentoStore, openModelStore } from "../store/store.ts"
 import { formatTag } from "../store/tag.ts"
 import type { TagRef } from "../store/tag.ts"
-import { assemble, CannotAssemble } from "./assemble.ts"
+import { assemble, CannotAssemble, stepOptions } from "./assemble.ts"
 import type { Assembling } from "./assemble.ts"
-import type { BuilderName, BuildEvent, ImageEngine } from "./builder.ts"
+import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builder.ts"
 import { openCache } from "./cache.ts"
-import { createContext } from "./context.ts"
+import { createContext, dockerfileOf } from "./context.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
 import { readNpmrc } from "./npmrc.ts"
@@ -37,13 +37,18 @@ export interface PlanContainerOptions {
   readonly tags?: readonly string[] | undefined
   /** Where values of build-time variables are looked up before the Bento's own. */
   readonly env?: Readonly<Record<string, string | undefined>> | undefined
+  /** Values of build-time variables of the Bento, which win over `env`; and of ARGs of the Dockerfile. */
+  readonly buildArgs?: Readonly<Record<string, string>> | undefined
+  /** Over those of the Bento. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
   /** The Bento itself, from whoever has just built it: it is not read again. */
   readonly built?: StoredBento | undefined
 }
 
-interface EngineOptions {
+interface EngineOptions extends StepOptions {
   readonly engine: ImageEngine
-  readonly noCache?: boolean | undefined
+  /** Ask the registry for a newer base, whether the engine has one or not. */
+  readonly pull?: boolean | undefined
   readonly signal?: AbortSignal | undefined
   /** Milliseconds, for the durations that are reported. */
   readonly clock?: () => number
@@ -59,9 +64,12 @@ export async function planContainer(options: PlanContainerOptions): Promise<Imag
   return (await planWithModels(options)).plan
 }
 
-async function planWithModels(
-  options: PlanContainerOptions,
-): Promise<{ plan: ImagePlan; models: readonly StoredModel[] }> {
+async function planWithModels(options: PlanContainerOptions): Promise<{
+  plan: ImagePlan
+  models: readonly StoredModel[]
+  /** Those that the plan does not hold; undefined for none. */
+  buildArgs: Readonly<Record<string, string>> | undefined
+}> {
   const { bento, dir, models, npmrc } = options.built ?? (await readBento(options))
   const plan = planImage({
     bento,
@@ -72,10 +80,28 @@ async function planWithModels(
     platform: options.platform,
     baseImage: options.baseImage,
     tags: options.tags,
-    buildEnv: options.env,
+    labels: options.labels,
+    buildEnv: { ...options.env, ...options.buildArgs },
     npmrc: bento.node === undefined ? undefined : (npmrc ?? (await readNpmrc(options.env ?? {}, null))),
   })
-  return { plan, models }
+  const others = Object.entries(options.buildArgs ?? {}).filter(
+    ([given]) => !bento.envs.some(({ name, stage }) => stage === "build" && name === given),
+  )
+  return { plan, models, buildArgs: others.length === 0 ? undefined : Object.fromEntries(others) }
+}
+
+/** What every Dockerfile takes without an ARG. */
+const PREDEFINED_ARG = /^(?:(?:HTTPS?|FTP|NO|ALL)_PROXY|BUILDKIT_\w+|SOURCE_DATE_EPOCH)$/i
+
+/** Names of arguments that no ARG of the Dockerfile takes. */
+function unusedArgs(plan: ImagePlan, buildArgs: Readonly<Record<string, string>> = {}): string[] {
+  const others = Object.keys(buildArgs).filter((name) => !PREDEFINED_ARG.test(name))
+  if (others.length === 0) return []
+  const lines = dockerfileOf(plan).matchAll(/^\s*ARG\s+(.*)$/gim)
+  const taken = new Set(
+    [...lines].flatMap(([, line = ""]) => line.split(/\s+/).map((word) => word.split("=")[0])),
+  )
+  return others.filter((name) => !taken.has(name))
 }
 
 async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<StoredBento> {
@@ -92,9 +118,13 @@ async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<
 /** Builds the image of a Bento. The last event is `built`, or it throws. */
 export async function* containerize(options: ContainerizeOptions): AsyncGenerator<BuildEvent> {
   const { engine, signal, builder: asked = "auto" } = options
-  const how = assembling(options)
-  const startedMs = how.clock()
-  const { plan, models } = await planWithModels(options)
+  const { clock = () => performance.now() } = options
+  const startedMs = clock()
+  const { plan, models, buildArgs } = await planWithModels(options)
+  const how = assembling({ ...options, buildArgs })
+  for (const name of unusedArgs(plan, buildArgs)) {
+    yield { type: "warning", message: `nothing uses the build argument ${name}` }
+  }
   signal?.throwIfAborted()
   const { noPartialLoads } = await engine.ping(signal)
   let imageId: string | undefined
@@ -118,12 +148,12 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
     imageId = yield* carryOut(plan, models, how)
   }
   const sizeBytes = await engine.sizeOf(imageId, signal)
-  yield { type: "built", builder, imageId, tags: plan.tags, sizeBytes, durationMs: how.clock() - startedMs }
+  yield { type: "built", builder, imageId, tags: plan.tags, sizeBytes, durationMs: clock() - startedMs }
 }
 
 function assembling(options: EngineOptions & { readonly home: string }): Assembling {
-  const { engine, noCache, signal, clock = () => performance.now() } = options
-  return { engine, noCache, signal, clock, cache: openCache(options.home) }
+  const { engine, pull, signal, clock = () => performance.now() } = options
+  return { engine, pull, ...stepOptions(options), signal, clock, cache: openCache(options.home) }
 }
 
 function cannotAssemble(plan: ImagePlan, reason: string | null): BentoError {
@@ -136,9 +166,9 @@ async function* carryOut(
   models: readonly StoredModel[],
   how: Assembling,
 ): AsyncGenerator<BuildEvent, string> {
-  const { engine, signal, noCache } = how
+  const { engine, signal, pull } = how
   const { platform } = plan
-  for (const image of new Set(plan.baseImages)) yield* engine.ensureImage(image, { platform, signal })
+  for (const image of new Set(plan.baseImages)) yield* engine.ensureImage(image, { platform, pull, signal })
   const images = new Map<string, string>()
   try {
     for (const stored of models) {
@@ -152,7 +182,7 @@ async function* carryOut(
   }
   const context = await createContext(withModelImages(plan, images))
   signal?.throwIfAborted()
-  return yield* engine.build(context, { tags: plan.tags, platform, noCache, signal })
+  return yield* engine.build(context, { tags: plan.tags, platform, ...stepOptions(how), signal })
 }
 
 export interface ModelContainerOptions extends EngineOptions {

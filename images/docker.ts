@@ -123,11 +123,12 @@ class DockerBuilder implements ImageEngine {
 
   async *ensureImage(
     reference: string,
-    options: { platform: Platform; signal?: AbortSignal | undefined },
+    options: { platform: Platform; pull?: boolean | undefined; signal?: AbortSignal | undefined },
   ): AsyncGenerator<BuildEvent> {
     const docker = await this.#client()
     const found = await this.inspect(reference, options.signal)
-    if (found !== null && `${found.os}/${found.architecture}` === options.platform) return
+    const isThere = found !== null && `${found.os}/${found.architecture}` === options.platform
+    if (isThere && options.pull !== true) return
     const step = `pull ${reference}`
     yield { type: "step", step, name: step, state: "started" }
     const startedMs = performance.now()
@@ -145,7 +146,12 @@ class DockerBuilder implements ImageEngine {
       options.signal?.throwIfAborted()
       if (error instanceof BentoError) throw error
       if (isDiskFull(messageOf(error))) throw diskFull(step, error)
-      throw baseImageUnavailable(reference, options.platform, found !== null, error)
+      throw baseImageUnavailable(
+        reference,
+        options.platform,
+        { isThere, isForAnother: found !== null },
+        error,
+      )
     }
     yield { type: "step", step, name: step, state: "done", durationMs: performance.now() - startedMs }
   }
@@ -184,7 +190,7 @@ class DockerBuilder implements ImageEngine {
       if (broken instanceof BentoError) throw broken
       if (error instanceof BentoError) throw error
       if (isDiskFull(messageOf(error))) throw diskFull("sending the build context", error)
-      throw buildFailure(messageOf(broken ?? error), failure(), error)
+      throw buildFailure(broken?.message ?? withoutStatus(error), failure(), error)
     } finally {
       tar.destroy()
     }
@@ -520,7 +526,8 @@ function isAtLeast(version: string, oldest: string): boolean {
   return major > oldMajor || (major === oldMajor && minor >= oldMinor)
 }
 
-function buildOptionsOf({ tags, platform, labels, noCache, signal }: BuildOptions): ImageBuildOptions {
+function buildOptionsOf(options: BuildOptions): ImageBuildOptions {
+  const { tags, platform, labels, noCache, cacheFrom = [], buildArgs, network, signal } = options
   return {
     // BuildKit. As a number: for the text "2" dockerode opens a gRPC session beside the build, which is there for
     // registry credentials (base images are in the engine by now) and stays open when a build fails.
@@ -531,6 +538,10 @@ function buildOptionsOf({ tags, platform, labels, noCache, signal }: BuildOption
     rm: true,
     ...(labels === undefined ? {} : { labels }),
     ...(noCache === true ? { nocache: true } : {}),
+    // The type says text, which dockerode would send as it is.
+    ...(cacheFrom.length === 0 ? {} : { cachefrom: [...cacheFrom] as unknown as string }),
+    ...(buildArgs === undefined ? {} : { buildargs: buildArgs }),
+    ...(network === undefined ? {} : { networkmode: network }),
     ...withSignal(signal),
   }
 }
@@ -591,11 +602,16 @@ function diskFull(step: string, cause: unknown): BentoError {
 function baseImageUnavailable(
   reference: string,
   platform: Platform,
-  present: boolean,
+  { isThere, isForAnother }: { readonly isThere: boolean; readonly isForAnother: boolean },
   cause: unknown,
 ): BentoError {
   const reason = withoutStatus(cause)
-  const where = present
+  if (isThere) {
+    const message = `the base image ${reference} is in the engine and cannot be pulled anew: ${reason}`
+    const hint = "Build on the one that is there, without --pull."
+    return new BentoError("BASE_IMAGE_UNAVAILABLE", message, { hint, cause })
+  }
+  const where = isForAnother
     ? `the engine has the base image ${reference}, but not for ${platform}, and cannot pull it`
     : `the base image ${reference} is not in the engine and cannot be pulled`
   return new BentoError("BASE_IMAGE_UNAVAILABLE", `${where}: ${reason}`, {

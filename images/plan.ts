@@ -104,6 +104,8 @@ export interface PlanOptions {
   readonly baseImage?: string | undefined
   /** Default: NAME:VERSION and NAME:latest. */
   readonly tags?: readonly string[] | undefined
+  /** Over those of the Bento, and not over ours. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
   /** Values of build-time variables that are given outside of the Bento; they win. */
   readonly buildEnv?: Readonly<Record<string, string | undefined>> | undefined
   /** Settings of npm registries, with credentials. */
@@ -169,7 +171,7 @@ export function planImage(options: PlanOptions): ImagePlan {
       config: {
         ...OUR_CONFIG,
         env: bento.envs.filter(({ stage }) => stage === "runtime").map(pair),
-        labels: labelsOf(bento, baseImage, createdAt),
+        labels: labelsOf({ ...bento, labels: { ...bento.labels, ...options.labels } }, baseImage, createdAt),
       },
     },
     stepFiles: [

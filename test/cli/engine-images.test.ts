@@ -1,6 +1,6 @@
 /** Commands that talk to an engine, where there is none; and their arguments. What they do with one: test/e2e. */
 import assert from "node:assert/strict"
-import { test } from "node:test"
+import { describe, test } from "node:test"
 import { pythonStore, run } from "./support.ts"
 
 const env = { DOCKER_HOST: "unix:///nonexistent/docker.sock" }
@@ -38,4 +38,53 @@ test("an unknown builder is an error of the command line", async () => {
     assert.equal(code, 2)
     assert.match(stderr, /--builder must be one of auto, assemble, dockerfile, not "kaniko"/)
   }
+})
+
+describe("options of an image that cannot be meant", () => {
+  for (const [args, reason] of [
+    [["--platform", "linux/riscv64"], /--platform must be one of linux\/amd64, linux\/arm64/],
+    [["--progress", "fancy"], /--progress must be one of/],
+    [["--network=-x"], /--network must be default, none, host or a name/],
+    [["--network", "a b"], /--network must be/],
+    [["--network", ""], /--network must be/],
+    [["--cache-from", "type=local,src=/"], /--cache-from must be an image/],
+    [["--cache-from", "a\nb"], /--cache-from must be an image/],
+    [["--build-arg", "=x"], /--build-arg must be NAME or NAME=VALUE/],
+    [["--build-arg", "A B=x"], /--build-arg must be/],
+    [["--build-arg", "BENTO_PATH=/x"], /BENTO_PATH is set by the image itself/],
+  ] as const) {
+    test(`${args.map((arg) => JSON.stringify(arg)).join(" ")} is an error of the command line`, async () => {
+      for (const command of [
+        ["containerize", "x"],
+        ["build", "--containerize"],
+      ]) {
+        const { code, stdout, stderr } = await run([...command, ...args])
+        assert.deepEqual([code, stdout], [2, ""], stderr)
+        assert.match(stderr, reason)
+      }
+    })
+  }
+
+  for (const [label, reason] of [
+    ["x", /--label must be KEY=VALUE/],
+    ["=x", /--label must be KEY=VALUE/],
+    ["a b=x", /no spaces/],
+    ["a$b=x", /no spaces, quotes/],
+    ["a=line\nbreak", /line break/],
+    ["bentoctl.bento=x", /set by bentoctl itself/],
+  ] as const) {
+    test(`--label ${JSON.stringify(label)} is an error of the command line`, async () => {
+      const { code, stderr } = await run(["containerize", "x", "--label", label])
+      assert.equal(code, 2)
+      assert.match(stderr, reason)
+    })
+  }
+
+  test("those that are about the image alone need --containerize", async () => {
+    for (const args of [["--pull"], ["--no-cache"], ["--builder", "auto"], ["--build-arg", "A=1"]]) {
+      const { code, stderr } = await run(["build", ...args])
+      assert.equal(code, 2)
+      assert.match(stderr, new RegExp(`${args[0]} needs --containerize`))
+    }
+  })
 })

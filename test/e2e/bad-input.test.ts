@@ -120,33 +120,31 @@ describe("Ctrl-C during containerize", () => {
     )
   })
 
-  test("stops within a second with exit 130; no image, and nothing left running in the engine", async () => {
-    const child = spawn(
-      process.execPath,
-      [path.join(root, "dist/cli/main.js"), "containerize", tag, "--no-cache"],
-      {
+  for (const builder of ["assemble", "dockerfile"])
+    test(`stops within a second with exit 130; no image, and nothing left running in the engine (${builder})`, async () => {
+      const args = ["containerize", tag, "--no-cache", "--builder", builder]
+      const child = spawn(process.execPath, [path.join(root, "dist/cli/main.js"), ...args], {
         env: { ...process.env, ...env },
         stdio: ["ignore", "pipe", "pipe"],
-      },
-    )
-    let stdout = ""
-    let stderr = ""
-    child.stdout.on("data", (chunk: Buffer) => (stdout += chunk.toString()))
-    child.stderr.on("data", (chunk: Buffer) => (stderr += chunk.toString()))
-    const closed = new Promise<number | null>((resolve) => child.on("close", resolve))
-    await until("the step to run", () => Promise.resolve(stderr.includes("sleeping now")))
-    const pressedMs = performance.now()
-    child.kill("SIGINT")
-    assert.equal(await closed, 130, stderr)
-    assert.ok(performance.now() - pressedMs < 1000, `took ${performance.now() - pressedMs} ms`)
-    assert.equal(stdout, "")
-    assert.match(stderr, /Interrupted by SIGINT\.\n$/)
-    await until(
-      "the engine to stop the step",
-      async () => (await run("pgrep", ["-f", `sleep ${seconds}`])).code !== 0,
-    )
-    await assertNoImage(tag)
-  })
+      })
+      let stdout = ""
+      let stderr = ""
+      child.stdout.on("data", (chunk: Buffer) => (stdout += chunk.toString()))
+      child.stderr.on("data", (chunk: Buffer) => (stderr += chunk.toString()))
+      const closed = new Promise<number | null>((resolve) => child.on("close", resolve))
+      await until("the step to run", () => Promise.resolve(stderr.includes("sleeping now")))
+      const pressedMs = performance.now()
+      child.kill("SIGINT")
+      assert.equal(await closed, 130, stderr)
+      assert.ok(performance.now() - pressedMs < 1000, `took ${performance.now() - pressedMs} ms`)
+      assert.equal(stdout, "")
+      assert.match(stderr, /Interrupted by SIGINT\.\n$/)
+      await until(
+        "the engine to stop the step",
+        async () => (await run("pgrep", ["-f", `sleep ${seconds}`])).code !== 0,
+      )
+      await assertNoImage(tag)
+    })
 })
 
 describe("a full disk of the engine", () => {
