@@ -23,7 +23,7 @@ export async function preparePush(
     readonly signal?: AbortSignal | undefined
   },
 ): Promise<PushTarget[]> {
-  if (references.length === 0) throw registryMissing("there is no name to push the image under")
+  if (references.length === 0) throw registryMissing("nothing names a registry to push to")
   const named = imageNames(references).map((reference) => {
     const registry = registryOf(reference)
     if (registry === null) throw registryMissing(`${reference} names no registry to push to`)

@@ -76,6 +76,9 @@ test("wrong options and arguments are usage errors that name them", async () => 
     [["serve", "-p", "3e3"], /--port must be a port number/],
     [["containerize", "x", "--progress", "loud"], /--progress must be one of auto, plain, json/],
     [["build", "--dry-run", "--containerize"], /exclude each other/],
+    [["build", "--push"], /--push needs --containerize/],
+    [["build", "-t", "registry.example.com/a:1"], /--image-tag needs --containerize/],
+    [["containerize", "x", "--print-dockerfile", "--push"], /exclude each other/],
   ]
   for (const [argv, message] of cases) {
     const { code, stdout, stderr } = await run(argv)

@@ -268,7 +268,7 @@ test("the registry is the first part of a name, if it looks like a host", () => 
 describe("before anything is built", () => {
   const env = { DOCKER_CONFIG: "/nowhere" }
   for (const [what, references, code, message] of [
-    ["no name at all", [], "REGISTRY_MISSING", /no name to push/],
+    ["no name at all", [], "REGISTRY_MISSING", /nothing names a registry/],
     [
       "a name without a registry",
       ["r.example/a:1", "iris:1"],
