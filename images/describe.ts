@@ -21,6 +21,8 @@ export interface DescribeOptions {
   readonly stderr?: NodeJS.WritableStream | undefined
   /** Called when the child has been started: for a tenth of a second this process has nothing to do. */
   readonly meanwhile?: (() => void) | undefined
+  /** What to do where a package is not found. */
+  readonly missingHint?: string | undefined
 }
 
 export interface Description {
@@ -56,14 +58,15 @@ export async function describeService(options: DescribeOptions): Promise<Descrip
   }
   if (!result.ok) {
     const { message, file, line, column } = result
-    throw new IssueError("SERVICE_INVALID", `${what} cannot be used:`, [
-      {
-        message,
-        ...(file === undefined ? {} : { file }),
-        ...(line === undefined ? {} : { line }),
-        ...(column === undefined ? {} : { column }),
-      },
-    ])
+    const issue = {
+      message,
+      ...(file === undefined ? {} : { file }),
+      ...(line === undefined ? {} : { line }),
+      ...(column === undefined ? {} : { column }),
+    }
+    const hint = message.includes("Cannot find package") ? options.missingHint : undefined
+    const more = hint === undefined ? {} : { hint }
+    throw new IssueError("SERVICE_INVALID", `${what} cannot be used:`, [issue], more)
   }
   return { service: result.service, openapi: result.openapi, files: result.files ?? [] }
 }

@@ -155,9 +155,11 @@ function run(args: readonly string[]): Promise<void> {
 }
 
 function failure(printed: string, code: number | null): string {
-  // npm: `npm error path …`; Yarn: `Directory: …` or `error …: Command failed`; pnpm names the package before the script.
-  const folder = /(?:path|Directory:|error) \S*node_modules\/((?:@[^/\s]+\/)?[^/\s:]+)/.exec(printed)?.[1]
-  if (folder !== undefined && /gyp|install|build/i.test(printed)) {
+  // npm: `npm error path DIR`; Yarn 1: `error DIR: Command failed`, pnpm: `DIR install: Failed`.
+  const folder =
+    /(?:path|Directory:|error) \S*node_modules\/((?:@[^/\s]+\/)?[^/\s:]+)/.exec(printed)?.[1] ??
+    /node_modules\/((?:@[^/\s]+\/)?[^/\s:]+) (?:pre|post)?install: Failed/.exec(printed)?.[1]
+  if (folder !== undefined && /gyp|install|command/i.test(printed)) {
     return `${folder} could not be built: its install script failed (see above). Take a version with binaries for linux/${cpu}, or build on an image with a compiler (docker.base_image)`
   }
   if (

@@ -4,7 +4,11 @@ import path from "node:path"
 
 /** What of a project's .npmrc decides which packages there are and where they come from, and is no secret. */
 const SETTINGS =
-  /^((@[\w.-]+:)?registry|legacy-peer-deps|strict-peer-deps|install-strategy|node-linker|shamefully-hoist|auto-install-peers)$/
+  /^((@[\w.-]+:)?registry|legacy-peer-deps|strict-peer-deps|install-strategy|ignore-scripts|engine-strict|node-linker|shamefully-hoist|auto-install-peers)$/
+
+/** What says who we are and how registries are reached. Folders and programs of this machine mean nothing in an image. */
+const ACCESS =
+  /^(\/\/.*|_auth|_authToken|_password|username|email|always-auth|ca|cafile|cert|key|strict-ssl|proxy|https-proxy|noproxy)$/
 
 /** The settings of a project's .npmrc that a Bento keeps. */
 export function registrySettings(text: string): Record<string, string> {
@@ -30,6 +34,7 @@ export async function readNpmrc(
   const texts = await Promise.all(files.map((file) => readFile(file, "utf8").catch(() => "")))
   const lines: string[] = []
   for (const [key, value] of texts.flatMap(settingsOf)) {
+    if (!SETTINGS.test(key) && !ACCESS.test(key)) continue
     const expanded = value.replace(/\$\{([^}]+)\}/g, (whole, name: string) => env[name] ?? whole)
     if (key !== "cafile") lines.push(`${key}=${expanded}\n`)
     else {

@@ -159,6 +159,7 @@ export async function describeProject(
     stderr: options.stderr,
     timeoutMs: options.describeTimeoutMs,
     meanwhile: options.meanwhile,
+    missingHint: missingHint(project),
   })
   const store = openModelStore(options.home)
   const models = [...project.models]
@@ -175,6 +176,17 @@ export async function describeProject(
   // With the models that were added, the signatures that their runners call can be checked as well.
   if (models.length > project.models.length) return describeProject({ ...project, models }, options)
   return { project, description }
+}
+
+/** How a package gets to where the service finds it. */
+function missingHint({ packages }: Project): string {
+  if (packages === null) {
+    return "Name it in a package.json with a lock file, or under `node.packages` in bentofile.yaml."
+  }
+  if (packages.dir !== null) return "Name it under `node.packages` in bentofile.yaml."
+  const command =
+    packages.found.manager === "npm" ? "npm ci" : `${packages.found.manager.split("-")[0]} install`
+  return `If package.json names it, install it here: ${command}`
 }
 
 /** What the server needs to serve the project where it stands. */

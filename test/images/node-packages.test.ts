@@ -298,13 +298,13 @@ describe(".npmrc", () => {
   test("is one text of the user's and the project's, with variables and certificates put in", async () => {
     const dir = await project({
       "home/.npmrc": "registry=https://user.example/\ncafile=${CERTS}/ca.pem\n",
-      ".npmrc": "//r.example/:_authToken=${TOKEN}\nkept=${UNKNOWN}\n",
+      ".npmrc": "//r.example/:_authToken=${TOKEN}\n_auth=${UNKNOWN}\nprefix=/home/me\n",
       "ca.pem": "-----BEGIN\nx\n",
     })
     const env = { HOME: path.join(dir, "home"), TOKEN: "t0ken", CERTS: dir }
     assert.equal(
       await readNpmrc(env, dir),
-      'registry=https://user.example/\nca="-----BEGIN\\nx\\n"\n//r.example/:_authToken=t0ken\nkept=${UNKNOWN}\n',
+      'registry=https://user.example/\nca="-----BEGIN\\nx\\n"\n//r.example/:_authToken=t0ken\n_auth=${UNKNOWN}\n',
     )
     assert.equal(
       await readNpmrc({ NPM_CONFIG_USERCONFIG: path.join(dir, "home/.npmrc"), CERTS: "/nowhere" }, null),
