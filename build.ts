@@ -18,7 +18,7 @@ import {
 } from "node:fs"
 import { createRequire } from "node:module"
 import path from "node:path"
-import { build } from "esbuild"
+import { build, type Metafile } from "esbuild"
 
 const root = import.meta.dirname
 const started = performance.now()
@@ -86,11 +86,28 @@ async function bundle(): Promise<void> {
     },
   })
   const onnxruntime = require("onnxruntime-node/package.json") as { version: string }
-  writeFileSync(
-    path.join(staging, "image/package.json"),
-    `${JSON.stringify({ name: "bentoctl-runtime", version, type: "module", private: true, dependencies: { "onnxruntime-node": onnxruntime.version } }, null, 2)}\n`,
-  )
+  const manifest = {
+    name: "bentoctl-runtime",
+    version,
+    type: "module",
+    private: true,
+    dependencies: { "onnxruntime-node": onnxruntime.version },
+    bundled: bundledPackages(result.metafile),
+  }
+  writeFileSync(path.join(staging, "image/package.json"), `${JSON.stringify(manifest, null, 2)}\n`)
   writeFileSync(path.join(staging, "metafile.json"), JSON.stringify(result.metafile))
+}
+
+/** Whose code is in the bundle; an image's bill of materials lists them. */
+function bundledPackages({ outputs }: Metafile): { name: string; version: string; license: string }[] {
+  const inputs = Object.values(outputs).flatMap((output) => Object.keys(output.inputs))
+  const folders = inputs.flatMap((input) => /^(.*node_modules\/(?:@[^/]+\/)?[^/]+)\//.exec(input)?.[1] ?? [])
+  return [...new Set(folders)].toSorted().map((folder) => {
+    const text = readFileSync(path.join(root, folder, "package.json"), "utf8")
+    const { name, version, license } = JSON.parse(text) as { name: string; version: string; license?: string }
+    if (license === undefined) throw new Error(`${folder} names no licence, and would come into images`)
+    return { name, version, license }
+  })
 }
 
 /** In one rename, so that a reader sees the old dist or the new one. */

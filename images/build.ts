@@ -6,12 +6,14 @@ import { pipeline } from "node:stream/promises"
 import { stringify } from "yaml"
 import { BentoError } from "../store/errors.ts"
 import { BENTO_YAML, formatBentoYaml } from "../store/bento.ts"
-import type { Bento, NodePackages } from "../store/bento.ts"
+import type { Bento, JsonObject, NodePackages } from "../store/bento.ts"
 import { formatCreationTime } from "../store/model.ts"
 import { openBentoStore } from "../store/store.ts"
 import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts"
-import { runtimeVersions } from "./runtime-bundle.ts"
-import { PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
+import { openCache } from "./cache.ts"
+import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
+import { readGit } from "./git.ts"
+import { DEFAULT_PLATFORM, PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -37,6 +39,8 @@ export interface BuildBentoOptions extends ProjectOptions {
 
 export interface BuiltBento {
   readonly bento: Bento
+  /** What the service says of its APIs. */
+  readonly openapi: JsonObject
   /** With their folders in the store. */
   readonly models: readonly ProjectModel[]
   /** Where it is, or with `dryRun` would be. */
@@ -53,9 +57,13 @@ export interface BuiltBento {
 
 export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento> {
   const opened = await openProject(options)
+  // It takes a while, like the description.
+  const asked = readGit(opened.contextDir, options.env, options.signal)
+  asked.catch(() => {}) // told where it is awaited
   // Templates take a while to load, and a child process is about to be waited for.
   const meanwhile = (): void => {
     import("./context.ts").catch(() => {}) // told below
+    import("./sbom.ts").catch(() => {})
     options.meanwhile?.()
   }
   const { project, description } = await describeProject(opened, { ...options, meanwhile })
@@ -69,28 +77,38 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   })
   const files = walk.entries.map((entry) => entry.path)
   checkTaken(project, description, files)
-  const versions = await runtimeVersions(options.runtimeDir)
-  const bento = bentoOf(project, description, options, versions.bentoctl)
+  const { platform = DEFAULT_PLATFORM } = options
+  const cache = openCache(options.home)
+  const [git, license, models, runtime] = await Promise.all([
+    asked,
+    licenseOf(contextDir),
+    withFacts(project.models, cache),
+    runtimeFacts(options.runtimeDir, platform, cache),
+  ])
+  const bento = bentoOf(project, description, options, { git, license, bentoctlVersion: runtime.version })
+  const { openapi } = description
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
   const plan = planImage({
     bento,
     bentoDir: dir,
-    models: project.models,
+    models,
     runtimeDir: options.runtimeDir,
-    onnxruntimeVersion: versions.onnxruntime,
+    runtime,
+    openapi,
+    locked: lockedPackages(packages?.found.files ?? {}),
     baseImage: options.baseImage,
-    platform: options.platform,
+    platform,
   })
   const { dockerfileOf } = await import("./context.ts")
   const dockerfile = dockerfileOf(plan)
   const npmrc =
     packages === null ? undefined : await (await import("./npmrc.ts")).readNpmrc(options.env, contextDir)
-  const { models } = project
   const { notes } = walk
   const built = {
     bento,
-    models,
+    openapi,
+    models: project.models,
     dir,
     notes,
     files,
@@ -116,11 +134,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
         await write(draft, `${PACKAGES_DIR}/${name}`, text)
       }
       await write(draft, "README.md", await readmeOf(project, bento))
-      await write(
-        draft,
-        "apis/openapi.yaml",
-        stringify(description.openapi, { aliasDuplicateObjects: false }),
-      )
+      await write(draft, "apis/openapi.yaml", stringify(openapi, { aliasDuplicateObjects: false }))
       await write(draft, BENTO_YAML, formatBentoYaml(bento))
     },
     signal === undefined ? {} : { signal },
@@ -132,7 +146,7 @@ function bentoOf(
   project: Project,
   description: Description,
   options: BuildBentoOptions,
-  bentoctlVersion: string,
+  origin: Pick<Bento, "git" | "license" | "bentoctlVersion">,
 ): Bento {
   const { bentofile, service, packages } = project
   const version =
@@ -148,13 +162,25 @@ function bentoOf(
     ...(packages === null ? {} : { node: nodeOf(packages.found) }),
     runners: description.service.runners,
     apis: description.service.apis,
-    bentoctlVersion,
+    ...origin,
     creationTime: formatCreationTime(options.now),
   }
 }
 
 function nodeOf({ manager, version, settings }: NodePackages): NodePackages {
   return { manager, version, settings }
+}
+
+/** What package.json says, if it is an expression that SPDX can be asked about. */
+async function licenseOf(contextDir: string): Promise<string | null> {
+  try {
+    const text = await readFile(path.join(contextDir, "package.json"), "utf8")
+    const { license } = JSON.parse(text) as { readonly license?: unknown }
+    const isExpression = typeof license === "string" && /^[A-Za-z0-9.+() -]{1,200}$/.test(license)
+    return isExpression && !/^(UNLICENSED$|SEE LICEN[CS]E )/.test(license) ? license : null
+  } catch {
+    return null
+  }
 }
 
 /** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */

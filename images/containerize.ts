@@ -1,5 +1,6 @@
 /** A Bento of the store → an image: the plan, then one of two ways to carry it out. This is the walk. */
-import type { Bento } from "../store/bento.ts"
+import path from "node:path"
+import type { Bento, JsonObject } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
 import type { Model } from "../store/model.ts"
 import { openBentoStore, openModelStore } from "../store/store.ts"
@@ -10,16 +11,18 @@ import type { Assembling } from "./assemble.ts"
 import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builder.ts"
 import { openCache } from "./cache.ts"
 import { createContext, dockerfileOf } from "./context.ts"
+import { lockedPackages, openapiOf, runtimeFacts, withFacts } from "./facts.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
+import { readPackageFiles } from "./node-packages.ts"
 import { readNpmrc } from "./npmrc.ts"
-import { imageNames, planImage, withModelImages } from "./plan.ts"
+import { DEFAULT_PLATFORM, imageNames, PACKAGES_DIR, planImage, withModelImages } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
-import { runtimeVersions } from "./runtime-bundle.ts"
 
 /** A Bento of the store, read. */
 export interface StoredBento {
   readonly bento: Bento
+  readonly openapi: JsonObject | null
   readonly dir: string
   readonly models: readonly { readonly model: Model; readonly dir: string }[]
   /** Settings of npm registries with their credentials, from the project too; by default only the user's own. */
@@ -70,14 +73,19 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   /** Those that the plan does not hold; undefined for none. */
   buildArgs: Readonly<Record<string, string>> | undefined
 }> {
-  const { bento, dir, models, npmrc } = options.built ?? (await readBento(options))
+  const { home, runtimeDir, platform = DEFAULT_PLATFORM } = options
+  const { bento, openapi, dir, models, npmrc } = options.built ?? (await readBento(options))
+  const cache = openCache(home)
   const plan = planImage({
     bento,
     bentoDir: dir,
-    models,
-    runtimeDir: options.runtimeDir,
-    onnxruntimeVersion: (await runtimeVersions(options.runtimeDir)).onnxruntime,
-    platform: options.platform,
+    models: await withFacts(models, cache),
+    runtimeDir,
+    runtime: await runtimeFacts(runtimeDir, platform, cache),
+    openapi,
+    locked:
+      bento.node === undefined ? [] : lockedPackages(await readPackageFiles(path.join(dir, PACKAGES_DIR))),
+    platform,
     baseImage: options.baseImage,
     tags: options.tags,
     labels: options.labels,
@@ -112,7 +120,8 @@ async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<
   const models = await Promise.all(
     bento.models.map(async (model) => ({ model: await store.get(model.tag), dir: store.dir(model.tag) })),
   )
-  return { bento, dir: bentos.dir(tag), models }
+  const dir = bentos.dir(tag)
+  return { bento, openapi: await openapiOf(dir), dir, models }
 }
 
 /** Builds the image of a Bento. The last event is `built`, or it throws. */
@@ -196,7 +205,7 @@ export interface ModelContainerOptions extends EngineOptions {
 
 /** Makes an image of a model alone. The last event is `built`, or it throws. */
 export async function* containerizeModel(options: ModelContainerOptions): AsyncGenerator<BuildEvent> {
-  const { engine, signal, platform = "linux/amd64", baseImage } = options
+  const { engine, signal, platform = DEFAULT_PLATFORM, baseImage } = options
   const how = assembling(options)
   const startedMs = how.clock()
   const store = openModelStore(options.home)

@@ -8,7 +8,6 @@ import { createHash } from "node:crypto"
 import { constants } from "node:fs"
 import type { BigIntStats } from "node:fs"
 import { lstat, open, readdir, readlink } from "node:fs/promises"
-import { createRequire } from "node:module"
 import path from "node:path"
 import type { Readable } from "node:stream"
 import { BentoError, BuildError } from "../store/errors.ts"
@@ -16,6 +15,7 @@ import { compareText } from "../store/tag.ts"
 import { TemplateError, renderDockerfile, shellAssignments } from "../templates/render.ts"
 import type { Dockerfile, DockerfilePart } from "../templates/render.ts"
 import type { FileSource, ImagePlan, Platform } from "./plan.ts"
+import { onnxruntimePackages } from "./runtime-bundle.ts"
 import { tarStream } from "./tar.ts"
 import { isWhiteout } from "./walk.ts"
 import type { TarEntry, TarHeader } from "./tar.ts"
@@ -105,6 +105,10 @@ async function read(source: FileSource): Promise<ContextEntry[]> {
       return [textEntry(source.to, source.text)]
     case "credentials":
       return [{ ...textEntry(source.to, source.text), immaterial: true }]
+    case "sbom": {
+      const { formatSbom } = await import("./sbom.ts")
+      return [textEntry(source.to, formatSbom(source.parts))]
+    }
     case "secret":
       return [textEntry(source.to, shellAssignments(source.values))]
     case "folder":
@@ -153,16 +157,7 @@ async function readRuntime(from: string, to: string, platform: Platform): Promis
   })
   const scripts = bundle.filter((name) => name.endsWith(".js") || name === "package.json")
   if (!scripts.includes("serve.js")) throw missing(`the runtime bundle (${from}/serve.js)`)
-  const resolve = (base: string, id: string): string => {
-    try {
-      return createRequire(base).resolve(id)
-    } catch (error) {
-      throw missing(`the package ${id}, which the runtime needs,`, error)
-    }
-  }
-  const node = path.dirname(resolve(path.join(from, "package.json"), "onnxruntime-node/package.json"))
-  // Its package.json is not exported; its main file is dist/cjs/index.js.
-  const common = path.resolve(resolve(path.join(node, "package.json"), "onnxruntime-common"), "../../..")
+  const [{ dir: node }, { dir: common }] = onnxruntimePackages(from)
   const binaries = `bin/napi-v6/linux/${platform === "linux/amd64" ? "x64" : "arm64"}`
   const wanted: readonly [folder: string, into: string, take: (name: string) => boolean][] = [
     [node, "onnxruntime-node", (name) => name === "package.json"],
@@ -199,6 +194,13 @@ function stampedInfo(file: string): Promise<BigIntStats> {
 
 function stampOf({ ino, size, mtimeNs, ctimeNs }: BigIntStats): FileStamp {
   return [ino, size, mtimeNs, ctimeNs].join(" ")
+}
+
+/** Changes whenever the entry, or what is in it, may have changed. */
+export function entryStamp(entry: ContextEntry): unknown {
+  if (entry.kind !== "file") return entry
+  const { path: name, executable, source } = entry
+  return [name, executable, "stamp" in source ? source.stamp : source.bytes.toString("base64")]
 }
 
 function fileEntry(name: string, file: string, info: BigIntStats, executable?: boolean): ContextEntry {

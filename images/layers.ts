@@ -7,7 +7,7 @@
 import { createHash } from "node:crypto"
 import path from "node:path"
 import type { Cache } from "./cache.ts"
-import { buffersInTurn, bytesOf, headerOf, readFiles, sorted, tarEntries } from "./context.ts"
+import { buffersInTurn, bytesOf, entryStamp, headerOf, readFiles, sorted, tarEntries } from "./context.ts"
 import type { ContextEntry } from "./context.ts"
 import type { LayerPlan } from "./plan.ts"
 import { tarBytes, tarChunks } from "./tar.ts"
@@ -112,10 +112,5 @@ function cacheName({ createdBy }: Layer): string {
 
 /** Changes whenever the tar may change. */
 function cacheKey(layer: Layer): string {
-  const facts = layer.entries.map((entry) => {
-    if (entry.kind !== "file") return entry
-    const { path: name, executable, source } = entry
-    return [name, executable, "stamp" in source ? source.stamp : source.bytes.toString("base64")]
-  })
-  return JSON.stringify(["1", facts])
+  return JSON.stringify(["1", layer.entries.map(entryStamp)])
 }

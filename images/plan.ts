@@ -6,12 +6,12 @@ import path from "node:path"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import { formatBentoYaml, refusePythonBento } from "../store/bento.ts"
-import type { Bento, NodePackages } from "../store/bento.ts"
-import { microsecondsOf } from "../store/model.ts"
-import type { Model } from "../store/model.ts"
-import { formatTag } from "../store/tag.ts"
+import type { Bento, JsonObject, NodePackages } from "../store/bento.ts"
+import { microsecondsOf, tensorSpecs } from "../store/model.ts"
+import { compareText, formatTag } from "../store/tag.ts"
 import type { ContainerConfig, CopiedFolder, DockerfileVars, NamedValue } from "../templates/render.ts"
 import { cudaBaseImage, resolveCuda } from "./cuda.ts"
+import type { ModelWithFacts, RuntimeFacts } from "./facts.ts"
 import {
   asOneLine,
   baseImageProblem,
@@ -21,14 +21,24 @@ import {
   systemPackageProblem,
 } from "./grammar.ts"
 import { npmrcOf } from "./npmrc.ts"
-import { parseImageReference } from "./reference.ts"
+import { parseImageReference, splitReference } from "./reference.ts"
+import type { NpmPackage } from "./runtime-bundle.ts"
+import type { SbomParts } from "./sbom.ts"
 
 export type Platform = "linux/amd64" | "linux/arm64"
+
+export const DEFAULT_PLATFORM: Platform = "linux/amd64"
 
 export const DEFAULT_BASE_IMAGE = "node:24-bookworm-slim"
 
 /** Where the Bento lies in the image. */
 export const BENTO_PATH = "/home/bentoml/bento"
+
+/** Where the packages of the service lie in the image. */
+const NODE_MODULES_PATH = `${path.posix.dirname(BENTO_PATH)}/node_modules/`
+
+/** The bill of materials, in the Bento's folder of an image. */
+export const SBOM_FILE = "sbom.cdx.json"
 
 /** Where a Bento keeps what says which packages it needs. */
 export const PACKAGES_DIR = "env/node"
@@ -50,6 +60,8 @@ export type FileSource =
   | { readonly kind: "tree"; readonly from: string; readonly to: string; readonly except?: readonly string[] }
   | { readonly kind: "file"; readonly from: string; readonly to: string; readonly executable: boolean }
   | { readonly kind: "text"; readonly to: string; readonly text: string }
+  /** The bill of materials. */
+  | { readonly kind: "sbom"; readonly to: string; readonly parts: SbomParts }
   /** Holds build-time values: never printed, never in a layer. */
   | { readonly kind: "secret"; readonly to: string; readonly values: readonly NamedValue[] }
   /** Credentials: as `secret`, and what is made with them does not depend on them. */
@@ -95,10 +107,14 @@ export interface PlanOptions {
   readonly bento: Bento
   readonly bentoDir: string
   /** In the Bento's order; `dir` is the model's folder in the store. */
-  readonly models: readonly { readonly model: Model; readonly dir: string }[]
+  readonly models: readonly ModelWithFacts[]
   readonly runtimeDir: string
-  /** Of the runtime bundle: its CUDA libraries must be of this version. */
-  readonly onnxruntimeVersion: string
+  /** Of the runtime bundle, for the platform. */
+  readonly runtime: RuntimeFacts
+  /** What the service says of its APIs. */
+  readonly openapi: JsonObject | null
+  /** What the lock file of the service's packages holds. */
+  readonly locked: readonly NpmPackage[]
   readonly platform?: Platform | undefined
   /** What `docker.base_image` overrides, and what overrides `node:24-bookworm-slim`. */
   readonly baseImage?: string | undefined
@@ -114,7 +130,7 @@ export interface PlanOptions {
 
 export function planImage(options: PlanOptions): ImagePlan {
   const { bento, bentoDir } = options
-  const platform = options.platform ?? "linux/amd64"
+  const platform = options.platform ?? DEFAULT_PLATFORM
   checkBento(bento)
   const nodeImage = nodeImageOf(options.baseImage)
   const cuda = cudaOf(bento, platform)
@@ -130,7 +146,8 @@ export function planImage(options: PlanOptions): ImagePlan {
   const runs =
     docker.systemPackages.length > 0 || docker.setupScript !== null || cuda !== null || node !== undefined
   const createdAt = rfc3339(bento.creationTime)
-  const layers = layersOf(options, platform)
+  const baseImages = cuda === null ? [baseImage] : [nodeImage, baseImage]
+  const layers = layersOf(options, platform, sbomParts(options, baseImages, createdAt))
   const only = (cause: LayerPlan["cause"]): CopiedFolder[] =>
     layers.filter((layer) => layer.cause === cause).map(({ from, to }) => ({ from, to }))
   const one = (cause: LayerPlan["cause"]): CopiedFolder => {
@@ -143,11 +160,11 @@ export function planImage(options: PlanOptions): ImagePlan {
     createdAt,
     tags: imageNames(options.tags ?? [formatTag(bento.tag), `${bento.tag.name}:latest`]),
     platform,
-    baseImages: cuda === null ? [baseImage] : [nodeImage, baseImage],
+    baseImages,
     runs,
     dockerfile: {
       baseImage,
-      cuda: cuda === null ? null : { nodeImage, onnxruntimeVersion: options.onnxruntimeVersion },
+      cuda: cuda === null ? null : { nodeImage, onnxruntimeVersion: options.runtime.onnxruntimeVersion },
       env: [
         ...OUR_ENV,
         ...namedValues(bento.docker.env),
@@ -171,7 +188,7 @@ export function planImage(options: PlanOptions): ImagePlan {
       config: {
         ...OUR_CONFIG,
         env: bento.envs.filter(({ stage }) => stage === "runtime").map(pair),
-        labels: labelsOf({ ...bento, labels: { ...bento.labels, ...options.labels } }, baseImage, createdAt),
+        labels: labelsOf(options, baseImage, createdAt),
       },
     },
     stepFiles: [
@@ -229,7 +246,7 @@ const OUR_CONFIG: Omit<ContainerConfig, "env" | "labels"> = {
 }
 
 /** By rate of change: what changes least lies at the bottom. */
-function layersOf(options: PlanOptions, platform: Platform): LayerPlan[] {
+function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): LayerPlan[] {
   const { bento, bentoDir, models, runtimeDir } = options
   // A model that is listed under two aliases is one layer.
   const byTag = new Map(
@@ -238,7 +255,7 @@ function layersOf(options: PlanOptions, platform: Platform): LayerPlan[] {
   return [
     {
       cause: "runtime",
-      name: `runtime (ONNX Runtime ${options.onnxruntimeVersion}, ${platform})`,
+      name: `runtime (ONNX Runtime ${options.runtime.onnxruntimeVersion}, ${platform})`,
       from: "runtime/",
       to: `${RUNTIME_PATH}/`,
       files: [{ kind: "runtime", from: runtimeDir, to: "runtime", platform }],
@@ -274,9 +291,32 @@ function layersOf(options: PlanOptions, platform: Platform): LayerPlan[] {
         { kind: "text", to: "bento/bento.yaml", text: formatBentoYaml(withoutBuildValues(bento)) },
         { kind: "file", from: path.join(bentoDir, "README.md"), to: "bento/README.md", executable: false },
         { kind: "tree", from: path.join(bentoDir, "apis"), to: "bento/apis" },
+        { kind: "sbom", to: `bento/${SBOM_FILE}`, parts },
       ],
     },
   ]
+}
+
+function sbomParts(
+  { bento, models, runtime, locked }: PlanOptions,
+  baseImages: readonly string[],
+  createdAt: string,
+): SbomParts {
+  const byTag = new Map(models.map((model) => [formatTag(model.model.tag), model]))
+  return {
+    bento: bento.tag,
+    createdAt,
+    license: bento.license,
+    git: bento.git,
+    path: `${BENTO_PATH}/`,
+    baseImages,
+    runtime: { ...runtime, path: `${RUNTIME_PATH}/` },
+    models: [...byTag.values()].map(({ model: { tag, module }, facts }) => {
+      return { tag, module, path: `${BENTO_PATH}/models/${tag.name}/${tag.version}/`, facts }
+    }),
+    systemPackages: bento.docker.systemPackages,
+    packages: bento.node === undefined ? null : { path: NODE_MODULES_PATH, locked },
+  }
 }
 
 /** The plan with models copied from images instead of the context; `images` by the tags of the models. */
@@ -346,6 +386,8 @@ function checkBento(bento: Bento): void {
   for (const [key, value] of Object.entries(bento.labels)) {
     check(`labels.${key}`, labelKeyProblem(key) ?? controlProblem(value))
   }
+  check("bentoctl.git.url", controlProblem(bento.git?.url ?? ""))
+  check("bentoctl.license", controlProblem(bento.license ?? ""))
   for (const [name, value] of Object.entries(bento.docker.env)) {
     check(`docker.env.${name}`, envNameProblem(name) ?? controlProblem(value))
   }
@@ -370,39 +412,84 @@ function withoutBuildValues(bento: Bento): Bento {
   }
 }
 
-/** Longer values would make `docker inspect` unreadable, and lines of a Dockerfile end at 64 KiB. */
-const MAX_LABEL_LENGTH = 16_384
+/** Twice as many bytes, as quoting may make of them, still are a line of a Dockerfile, which ends at 64 KiB. */
+const MAX_LABEL_BYTES = 30_000
 
-/** OCI's annotations and ours, then the user's, which win over OCI's. */
-function labelsOf(bento: Bento, baseImage: string, createdAt: string): NamedValue[] {
-  const models = bento.models.map(({ tag, alias }) => ({
-    tag: formatTag(tag),
-    ...(alias === undefined ? {} : { alias }),
-  }))
+/** OCI's annotations and ours, then the user's, which win over OCI's. What is too long for a label is in the image. */
+function labelsOf(
+  { bento, models, runtime, openapi, labels }: PlanOptions,
+  baseImage: string,
+  createdAt: string,
+): NamedValue[] {
+  const { git } = bento
   const apis = bento.apis.map(({ name, route, input, output }) => ({
     name,
     route,
     input: input.mediaType,
     output: output.mediaType,
   }))
-  const ours: Record<string, string> = {
-    "bentoctl.apis": JSON.stringify(apis),
+  const tags = bento.models.map(({ tag, alias }) => ({ tag: formatTag(tag), alias }))
+  const described = tags.map((named) => {
+    const found = models.find(({ model }) => formatTag(model.tag) === named.tag)
+    return { ...named, ...(found !== undefined && describedModel(found)) }
+  })
+  const modelsLabel = [described, tags].map(labelJson).find(fitsLabel)
+  const ours: Record<string, string | undefined> = {
+    "bentoctl.apis": labelJson(apis),
     "bentoctl.bento": formatTag(bento.tag),
-    [MODELS_LABEL]: JSON.stringify(models),
+    [MODELS_LABEL]: modelsLabel,
+    "bentoctl.onnxruntime": runtime.onnxruntimeVersion,
+    "bentoctl.openapi": openapi === null ? undefined : labelJson(openapi),
+    "bentoctl.sbom": `${BENTO_PATH}/${SBOM_FILE}`,
     "bentoctl.service": bento.service,
     "bentoctl.version": bento.bentoctlVersion,
   }
   const description = firstLine(bento.description)
-  const all: Record<string, string> = {
+  const all: Record<string, string | undefined> = {
     "org.opencontainers.image.base.name": baseImage,
+    // Known only where the Bento pins it: the image must not depend on what an engine knows of its base.
+    "org.opencontainers.image.base.digest": splitReference(baseImage).digest,
     "org.opencontainers.image.created": createdAt,
     "org.opencontainers.image.title": bento.tag.name,
     "org.opencontainers.image.version": bento.tag.version,
-    ...(description === "" ? {} : { "org.opencontainers.image.description": description }),
+    "org.opencontainers.image.revision":
+      git === null ? undefined : `${git.revision}${git.isDirty ? "-dirty" : ""}`,
+    "org.opencontainers.image.source": git?.url ?? undefined,
+    "org.opencontainers.image.licenses": bento.license ?? undefined,
+    "org.opencontainers.image.description": description === "" ? undefined : description,
     ...bento.labels,
-    ...Object.fromEntries(Object.entries(ours).filter(([, value]) => value.length <= MAX_LABEL_LENGTH)),
+    ...labels,
+    ...Object.fromEntries(
+      Object.entries(ours).filter(([, value]) => value !== undefined && fitsLabel(value)),
+    ),
   }
-  return namedValues(all)
+  return Object.entries(all)
+    .flatMap(([name, value]) => (value === undefined ? [] : [{ name, value }]))
+    .toSorted((a, b) => compareText(a.name, b.name))
+}
+
+/** What its signatures take and give, and the digests of its files. */
+function describedModel({ model, facts }: ModelWithFacts): object {
+  const { producer, opsets } = facts.origin ?? {}
+  const signatures = Object.entries(model.signatures).map(([name, { batchable }]) => {
+    const specs = tensorSpecs(model, name)
+    return [name, { batchable, ...specs }] as const
+  })
+  return {
+    files: Object.fromEntries(facts.files.map((file) => [file.path, `sha256:${file.sha256}`])),
+    ...(producer === undefined || producer === "" ? {} : { producer }),
+    ...(opsets === undefined ? {} : { opsets }),
+    signatures: Object.fromEntries(signatures),
+  }
+}
+
+/** JSON leaves one control character as it is, and labels hold none. */
+function labelJson(value: unknown): string {
+  return JSON.stringify(value).replaceAll("\u007f", "\\u007f")
+}
+
+function fitsLabel(value: string): boolean {
+  return Buffer.byteLength(value) <= MAX_LABEL_BYTES
 }
 
 /** In UTC with microseconds; a time that nobody can read is the beginning of all. */

@@ -18,10 +18,14 @@ export function parseImageReference(text: string, options: { tagged?: boolean } 
   return `${name}${tag === undefined ? "" : `:${tag}`}${digest === undefined ? "" : `@${digest}`}`
 }
 
-/** Name and tag of a reference without a digest; `latest` where it has no tag. */
-export function splitReference(reference: string): { readonly name: string; readonly tag: string } {
-  const [, name = reference, tag = "latest"] = REFERENCE.exec(reference) ?? []
-  return { name, tag }
+/** A reference in its parts; the tag is `latest` where it has none. */
+export function splitReference(reference: string): {
+  readonly name: string
+  readonly tag: string
+  readonly digest: string | undefined
+} {
+  const [, name = reference, tag = "latest", digest] = REFERENCE.exec(reference) ?? []
+  return { name, tag, digest }
 }
 
 /**

@@ -91,6 +91,16 @@ export interface BentoModel {
 
 export type EnvStage = "all" | "build" | "runtime"
 
+/** Where the sources of a Bento come from, as git has it. */
+export interface GitFacts {
+  /** Of the commit: 40 or 64 hexadecimal digits. */
+  readonly revision: string
+  /** Whether the folder held what that commit does not. */
+  readonly isDirty: boolean
+  /** Without user and password; null for a repository that is nowhere else. */
+  readonly url: string | null
+}
+
 /** `docker:` of a bentofile after checking; empty collections instead of absent keys. */
 export interface DockerOptions {
   readonly distro: "debian"
@@ -128,6 +138,10 @@ export interface Bento {
   readonly node?: NodePackages
   readonly runners: readonly RunnerInfo[]
   readonly apis: readonly ApiInfo[]
+  /** Null for sources that are in no git repository. */
+  readonly git: GitFacts | null
+  /** SPDX expression of the sources' licence; null where nobody says. */
+  readonly license: string | null
   /** Version of bentoctl that built it; "" for a Bento by Python's BentoML. */
   readonly bentoctlVersion: string
   readonly creationTime: string
@@ -153,6 +167,8 @@ export function parseBentoYaml(text: string, path: string): Bento {
     ...(ours.get("node") === null ? {} : { node: readNode(ours.map("node")) }),
     runners: ours.list("runners").map(readRunner),
     apis: ours.list("apis").map(readApi),
+    git: ours.get("git") === null ? null : readGitFacts(ours.map("git")),
+    license: ours.textOrNull("license"),
     bentoctlVersion: ours.text("version", ""),
     creationTime: readCreationTime(fields),
   }
@@ -222,6 +238,8 @@ export function formatBentoYaml(bento: Bento): string {
     bentoctl: {
       version: bento.bentoctlVersion,
       description: bento.description,
+      git: bento.git && { revision: bento.git.revision, dirty: bento.git.isDirty, url: bento.git.url },
+      license: bento.license,
       runners: bento.runners.map(({ name, model, methods }) => ({ name, model, methods })),
       apis: bento.apis.map((api) => ({
         name: api.name,
@@ -317,6 +335,14 @@ function readEnv(env: Fields): Bento["envs"][number] {
     value: env.text("value", ""),
     stage: readChoice(env, "stage", ["all", "build", "runtime"]),
   }
+}
+
+function readGitFacts(git: Fields): GitFacts {
+  const revision = git.text("revision")
+  if (!/^([0-9a-f]{40}|[0-9a-f]{64})$/.test(revision)) {
+    git.issue(["revision"], `must be the id of a commit, is ${JSON.stringify(revision)}`)
+  }
+  return { revision, isDirty: git.flag("dirty"), url: git.textOrNull("url") }
 }
 
 function readDocker(docker: Fields): DockerOptions {

@@ -14,6 +14,7 @@ import {
   MODEL_YAML,
   type Model,
   parseModelYaml,
+  SAVED_MODEL,
   type Signature,
 } from "./model.ts"
 import {
@@ -28,9 +29,6 @@ import {
 import { readYaml, YamlMap } from "./pyyaml.ts"
 import type { Store } from "./store.ts"
 import { checkName, checkVersion, makeVersion, type Tag } from "./tag.ts"
-
-/** The file in a model's folder, as `bentoml.onnx` names it. */
-export const SAVED_MODEL = "saved_model.onnx"
 
 /** The Python module whose models these are. */
 const ONNX_MODULE = "bentoml.onnx"

@@ -56,6 +56,9 @@ export interface Model {
 
 export const MODEL_YAML = "model.yaml"
 
+/** The file in a model's folder, as `bentoml.onnx` names it. */
+export const SAVED_MODEL = "saved_model.onnx"
+
 /** The BentoML whose formats we write; its Python library warns of a store that names a newer one than itself. */
 export const BENTOML_VERSION = "1.4.38"
 

@@ -2,7 +2,16 @@
 import { open } from "node:fs/promises"
 import { BentoError } from "./errors.ts"
 import { dtypeOf, type TensorSpec } from "./model.ts"
-import { BYTES, type Field, Message, VARINT, WireError, writeField, writeInt } from "./protobuf.ts"
+import {
+  BYTES,
+  type Field,
+  fieldLength,
+  Message,
+  VARINT,
+  WireError,
+  writeField,
+  writeInt,
+} from "./protobuf.ts"
 
 export type OnnxType =
   | { readonly kind: "tensor"; readonly elemType: number; readonly shape: TensorSpec["shape"] | null }
@@ -29,10 +38,15 @@ export interface ZipMap {
   readonly labels: readonly (string | number)[]
 }
 
-export interface OnnxInfo {
-  readonly irVersion: number
+/** Who wrote a file, for which versions of the operators. */
+export interface OnnxOrigin {
   readonly producer: string
+  /** By domain. */
   readonly opsets: Readonly<Record<string, number>>
+}
+
+export interface OnnxInfo extends OnnxOrigin {
+  readonly irVersion: number
   /** Without those that have an initializer: they are weights with a default. */
   readonly inputs: readonly OnnxValue[]
   readonly outputs: readonly OnnxValue[]
@@ -94,10 +108,7 @@ export function parseOnnx(bytes: Uint8Array, path: string): OnnxInfo {
     const values = (number: number): OnnxValue[] => [...graph.all(number)].map(readValueInfo)
     return {
       irVersion: Number(intAt(model, 1) ?? 0n),
-      producer: [textAt(model, 2), textAt(model, 3)].filter((part) => part !== "").join(" "),
-      opsets: Object.fromEntries(
-        [...model.all(8)].map((opset) => [textAt(opset, 1) || "ai.onnx", Number(intAt(opset, 2) ?? 0n)]),
-      ),
+      ...originOf(model),
       inputs: values(11).filter((input) => !initialized.has(input.name)),
       outputs: values(12),
       external: scan.external,
@@ -107,6 +118,48 @@ export function parseOnnx(bytes: Uint8Array, path: string): OnnxInfo {
       ),
     }
   })
+}
+
+function originOf(model: Message): OnnxOrigin {
+  return {
+    producer: [textAt(model, 2), textAt(model, 3)].filter((part) => part !== "").join(" "),
+    opsets: Object.fromEntries(
+      [...model.all(8)].map((opset) => [textAt(opset, 1) || "ai.onnx", Number(intAt(opset, 2) ?? 0n)]),
+    ),
+  }
+}
+
+/** Longer fields are the graph and functions: they are stepped over. */
+const MAX_SHORT_FIELD = 1 << 16
+
+/**
+ * What `parseOnnx` knows of where a file comes from, read without its graph, however large that is. Null for what is
+ * no ONNX file.
+ */
+export async function readOnnxOrigin(path: string): Promise<OnnxOrigin | null> {
+  const file = await open(path, "r")
+  try {
+    const { size } = await file.stat()
+    const short: Buffer[] = []
+    const head = Buffer.alloc(16)
+    for (let at = 0; at < size;) {
+      const { bytesRead } = await file.read(head, 0, head.length, at)
+      const length = fieldLength(head.subarray(0, bytesRead))
+      if (length > size - at) return null
+      if (length <= MAX_SHORT_FIELD) {
+        const field = Buffer.alloc(length)
+        await file.read(field, 0, length, at)
+        short.push(field)
+      }
+      at += length
+    }
+    return originOf(new Message(Buffer.concat(short)))
+  } catch (error) {
+    if (error instanceof WireError || error instanceof Refused) return null
+    throw error
+  } finally {
+    await file.close()
+  }
 }
 
 /** The spec of a tensor; null for other types, unknown ranks, and dtypes that are not served. */

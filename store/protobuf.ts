@@ -130,6 +130,29 @@ export class Message {
   }
 }
 
+/** How long the field is, tag and all, that begins with these bytes; it may end after them. */
+export function fieldLength(head: Uint8Array): number {
+  let at = 0
+  const varint = (): number => {
+    let value = 0
+    for (let scale = 1; at < head.length; scale *= 128) {
+      const byte = head[at++] ?? 0
+      value += (byte & 0x7f) * scale
+      if (byte < 0x80) return value
+    }
+    throw new WireError("a number does not end", at)
+  }
+  const wire = varint() % 8
+  if (wire === VARINT) varint()
+  else if (wire === BYTES) {
+    const length = varint()
+    return at + length
+  } else if (wire !== FIXED64 && wire !== FIXED32) {
+    throw new WireError(`no field of ONNX has the wire type ${wire}`, 0)
+  }
+  return at + (wire === FIXED64 ? 8 : wire === FIXED32 ? 4 : 0)
+}
+
 /** A length-delimited field, ready to be written. */
 export function writeField(number: number, content: string | Uint8Array): Buffer {
   const bytes = typeof content === "string" ? Buffer.from(content, "latin1") : content

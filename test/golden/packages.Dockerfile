@@ -31,7 +31,9 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["node", "/opt/bentoctl/healthcheck.js"]
 LABEL "bentoctl.apis"="[{\"name\":\"classify\",\"route\":\"/classify\",\"input\":\"application/json\",\"output\":\"application/json\"}]"
 LABEL "bentoctl.bento"="iris_classifier:u2swufhfec6rgax4"
-LABEL "bentoctl.models"="[{\"tag\":\"iris:v1\"}]"
+LABEL "bentoctl.models"="[{\"tag\":\"iris:v1\",\"files\":{},\"signatures\":{}}]"
+LABEL "bentoctl.onnxruntime"="1.30.0"
+LABEL "bentoctl.sbom"="/home/bentoml/bento/sbom.cdx.json"
 LABEL "bentoctl.service"="service.ts:svc"
 LABEL "bentoctl.version"="0.1.0"
 LABEL "org.opencontainers.image.base.name"="node:24-bookworm-slim"

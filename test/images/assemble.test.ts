@@ -21,7 +21,7 @@ import type { ImagePlan, LayerPlan } from "../../images/plan.ts"
 import { findLeftovers, removeLeftovers } from "../../images/prune.ts"
 import { tarStream } from "../../images/tar.ts"
 import { MemoryEngine } from "./memory-engine.ts"
-import { bentoOf, modelOf, planOptions, temporaryFolder, writeFiles } from "./support.ts"
+import { bentoOf, modelOf, planned, planOptions, temporaryFolder, writeFiles } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 after(remove)
@@ -57,7 +57,7 @@ async function world(): Promise<World> {
 function planOf({ dir }: World, options: Parameters<typeof bentoOf> = [], models = ["iris:v1"]): ImagePlan {
   const listed = models.map((tag) => {
     const [name = "", version = ""] = tag.split(":")
-    return { model: modelOf(name, version), dir: path.join(dir, "model") }
+    return planned(name, version, path.join(dir, "model"))
   })
   const bento = bentoOf(...options)
   const given = { ...bento, models: listed.map(({ model }) => ({ ...model, alias: undefined })) }

@@ -19,7 +19,7 @@ import { BentoError, IssueError } from "../../store/errors.ts"
 import { parseDockerfile, parsePair } from "./dockerfile.ts"
 import { CONTROLS, HOSTILE, LINES } from "./hostile.ts"
 import type { Hostile } from "./hostile.ts"
-import { bentoOf, modelOf, planOptions, temporaryFolder } from "./support.ts"
+import { bentoOf, planned, planOptions, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 after(remove)
@@ -36,9 +36,7 @@ interface Seen {
 }
 
 function seen(bento: Bento): Seen {
-  const alias = bento.models[0]?.alias
-  const models = [{ model: modelOf("iris", "v1"), dir: "/m", ...(alias === undefined ? {} : { alias }) }]
-  const plan = planImage(planOptions(bento, { models }))
+  const plan = planImage(planOptions(bento, { models: [planned("iris", "v1", "/m")] }))
   const instructions = parseDockerfile(dockerfileOf(plan))
   const pairs = (name: string): Map<string, string> =>
     new Map(

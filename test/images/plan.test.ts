@@ -9,16 +9,13 @@ import type { PlanOptions } from "../../images/plan.ts"
 import type { Bento } from "../../store/bento.ts"
 import { BentoError } from "../../store/errors.ts"
 import { parseDockerfile, parsePair } from "./dockerfile.ts"
-import { bentoOf as bento, modelOf as model, planOptions as options, root } from "./support.ts"
+import { bentoOf as bento, planned, planOptions as options, root } from "./support.ts"
 
 describe("the Dockerfile of each decision equals its golden file", () => {
   const decisions: Record<string, PlanOptions> = {
     cpu: options(bento()),
     "cpu-two-models": options(bento(), {
-      models: [
-        { model: model("iris", "v1"), dir: "/m/iris/v1" },
-        { model: model("digits", "v2"), dir: "/m/digits/v2" },
-      ],
+      models: [planned("iris", "v1", "/m/iris/v1"), planned("digits", "v2", "/m/digits/v2")],
     }),
     cuda: options(bento({ cudaVersion: "12.8.1" })),
     "cuda-mirrored-base": options(
@@ -67,6 +64,11 @@ describe("the Dockerfile of each decision equals its golden file", () => {
     })
   }
 })
+
+function labelsOf(given: PlanOptions): Record<string, string> {
+  const { labels } = planImage(given).dockerfile.config
+  return Object.fromEntries(labels.map(({ name, value }) => [name, value]))
+}
 
 describe("a plan", () => {
   test("is plain JSON, and the same for the same Bento", () => {
@@ -121,7 +123,7 @@ describe("a plan", () => {
   })
 
   test("makes one layer of a model that is listed under two aliases", () => {
-    const one = { model: model("iris", "v1"), dir: "/m" }
+    const one = planned("iris", "v1", "/m")
     assert.equal(planImage(options(bento(), { models: [one, one] })).dockerfile.models.length, 1)
   })
 
@@ -176,14 +178,13 @@ describe("a plan", () => {
   })
 
   test("labels the image for registries: OCI's names, the Bento's labels, what it serves", () => {
-    const labels = Object.fromEntries(
-      planImage(options(bento())).dockerfile.config.labels.map(({ name, value }) => [name, value]),
-    )
-    assert.deepEqual(labels, {
+    assert.deepEqual(labelsOf(options(bento())), {
       "bentoctl.apis":
         '[{"name":"classify","route":"/classify","input":"application/json","output":"application/json"}]',
       "bentoctl.bento": "iris_classifier:u2swufhfec6rgax4",
-      "bentoctl.models": '[{"tag":"iris:v1"}]',
+      "bentoctl.models": '[{"tag":"iris:v1","files":{},"signatures":{}}]',
+      "bentoctl.onnxruntime": "1.30.0",
+      "bentoctl.sbom": "/home/bentoml/bento/sbom.cdx.json",
       "bentoctl.service": "service.ts:svc",
       "bentoctl.version": "0.1.0",
       "org.opencontainers.image.base.name": "node:24-bookworm-slim",
@@ -193,6 +194,75 @@ describe("a plan", () => {
       "org.opencontainers.image.version": "u2swufhfec6rgax4",
       owner: "team a",
     })
+  })
+
+  test("labels the image with where it comes from: the commit, marked if the folder held more, its repository, a licence, a pinned base", () => {
+    const git = { revision: "a".repeat(40), isDirty: true, url: "https://git.example.com/team/iris" }
+    const baseImage = `node:24@sha256:${"0".repeat(64)}`
+    const given = bento({ baseImage }, { git, license: "MIT OR Apache-2.0" })
+    const oci = "org.opencontainers.image"
+    const found = labelsOf(options(given))
+    assert.deepEqual(
+      ["revision", "source", "licenses", "base.name", "base.digest"].map((name) => found[`${oci}.${name}`]),
+      [`${git.revision}-dirty`, git.url, "MIT OR Apache-2.0", baseImage, `sha256:${"0".repeat(64)}`],
+    )
+    const clean = bento(
+      {},
+      { git: { ...git, isDirty: false, url: null }, labels: { [`${oci}.revision`]: "mine" } },
+    )
+    assert.equal(labelsOf(options({ ...clean, labels: {} }))[`${oci}.revision`], git.revision)
+    assert.equal(labelsOf(options(clean))[`${oci}.revision`], "mine")
+    assert.ok(!(`${oci}.source` in labelsOf(options(clean))))
+  })
+
+  test("labels the image with its models' digests and signatures, and its OpenAPI document, as long as they are short", () => {
+    const one = planned("iris", "v1", "/m")
+    const tensor = (name: string, elemType: number) => ({
+      name,
+      type: { tensorType: { elemType, shape: { dim: [{}, { dimValue: "4" }] } } },
+    })
+    const model = {
+      ...one.model,
+      options: { input_specs: { run: [tensor("X", 1)] }, output_specs: { run: [tensor("label", 7)] } },
+      signatures: { run: { batchable: true, batchDim: [0, 0] as const } },
+    }
+    const facts = {
+      files: [{ path: "saved_model.onnx", sha256: "ab" }],
+      origin: { producer: "skl2onnx 1.20", opsets: { "ai.onnx": 21 } },
+    }
+    const openapi = { openapi: "3.1.0", info: { title: "\u007f\n" } }
+    const given = { ...options(bento()), models: [{ ...one, model, facts }], openapi }
+    const labels = labelsOf(given)
+    assert.deepEqual(JSON.parse(labels["bentoctl.openapi"] ?? ""), openapi)
+    assert.deepEqual(JSON.parse(labels["bentoctl.models"] ?? ""), [
+      {
+        tag: "iris:v1",
+        files: { "saved_model.onnx": "sha256:ab" },
+        producer: "skl2onnx 1.20",
+        opsets: { "ai.onnx": 21 },
+        signatures: {
+          run: {
+            batchable: true,
+            inputs: [{ name: "X", dtype: "float32", shape: [null, 4] }],
+            outputs: [{ name: "label", dtype: "int64", shape: [null, 4] }],
+          },
+        },
+      },
+    ])
+    const files = Array.from({ length: 1000 }, (_, index) => ({
+      path: `weights${index}`,
+      sha256: "0".repeat(64),
+    }))
+    const long = labelsOf({
+      ...given,
+      models: [{ ...one, model, facts: { files, origin: null } }],
+      openapi: { info: '"'.repeat(30_000) },
+    })
+    assert.deepEqual([long["bentoctl.models"], "bentoctl.openapi" in long], ['[{"tag":"iris:v1"}]', false])
+    // The longest that there may be still is a line of a Dockerfile.
+    const longest = dockerfileOf(planImage({ ...given, openapi: { info: '"'.repeat(14_990) } }))
+    assert.ok(longest.includes('LABEL "bentoctl.openapi"'))
+    for (const line of longest.split("\n")) assert.ok(Buffer.byteLength(line) < 65_536)
   })
 
   test("is refused for a Bento of another tool that holds what cannot stand in a Dockerfile", () => {

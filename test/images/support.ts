@@ -53,7 +53,8 @@ export async function fakeRuntime(folder: string): Promise<string> {
   const runtimeDir = path.join(folder, "runtime")
   await mkdir(runtimeDir, { recursive: true })
   await symlink(path.join(root, "node_modules"), path.join(runtimeDir, "node_modules"))
-  const manifest = { version: "0.0.0", type: "module", dependencies: { "onnxruntime-node": "1.30.0" } }
+  const dependencies = { "onnxruntime-node": "1.30.0" }
+  const manifest = { version: "0.0.0", type: "module", dependencies, bundled: [] }
   await writeFile(path.join(runtimeDir, "package.json"), JSON.stringify(manifest))
   await writeFile(path.join(runtimeDir, "serve.js"), SERVE)
   const image = 'import { createServer } from "node:http"\ncreateServer((_, r) => r.end("ok")).listen(3000)\n'
@@ -135,19 +136,28 @@ export function bentoOf(docker: Partial<DockerOptions> = {}, more: Partial<Bento
     },
     runners: [],
     apis: [{ name: "classify", route: "/classify", doc: null, input: body, output: body }],
+    git: null,
+    license: null,
     bentoctlVersion: "0.1.0",
     creationTime: "2026-01-02T03:04:05.678901+00:00",
     ...more,
   }
 }
 
+/** A model as `planImage` takes it. */
+export function planned(name: string, version: string, dir: string): PlanOptions["models"][number] {
+  return { model: modelOf(name, version), dir, facts: { files: [], origin: null } }
+}
+
 export function planOptions(given: Bento, more: Partial<PlanOptions> = {}): PlanOptions {
   return {
     bento: given,
     bentoDir: "/home/bentos/iris_classifier/u2swufhfec6rgax4",
-    models: [{ model: modelOf("iris", "v1"), dir: "/home/models/iris/v1" }],
+    models: [planned("iris", "v1", "/home/models/iris/v1")],
     runtimeDir: "/opt/dist/image",
-    onnxruntimeVersion: "1.30.0",
+    runtime: { version: "0.1.0", onnxruntimeVersion: "1.30.0", bundled: [], installed: [], binaries: [] },
+    openapi: null,
+    locked: [],
     ...more,
   }
 }

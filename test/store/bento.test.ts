@@ -61,6 +61,9 @@ const FULL: Bento = {
 
 test("a Bento is read as it was written", () => {
   assert.deepEqual(parseBentoYaml(formatBentoYaml(FULL), "bento.yaml"), FULL)
+  const git = { revision: "0123456789".repeat(4), isDirty: true, url: "https://example.com/a/b" }
+  const known = { ...FULL, git, license: "MIT" }
+  assert.deepEqual(parseBentoYaml(formatBentoYaml(known), "bento.yaml"), known)
   const empty = aBento({ name: "a", version: "b" })
   assert.deepEqual(parseBentoYaml(formatBentoYaml(empty), "bento.yaml"), empty)
 })
@@ -109,7 +112,7 @@ test("models of before 1.0 are plain tags", () => {
 })
 
 test("every problem of a Bento is told with its line", () => {
-  const text = formatBentoYaml(FULL)
+  const text = formatBentoYaml({ ...FULL, git: { revision: "HEAD", isDirty: false, url: null } })
     .replace("stage: runtime", "stage: later")
     .replace("kind: ndarray", "kind: image")
     .replace("tag: iris:abcdef", "tag: iris")
@@ -123,6 +126,7 @@ test("every problem of a Bento is told with its line", () => {
         [
           ["models.0.tag", "tag: iris"],
           ["envs.0.stage", "stage: later"],
+          ["bentoctl.git.revision", "revision: HEAD"],
           ["bentoctl.apis.0.input.kind", "kind: image"],
         ],
       )

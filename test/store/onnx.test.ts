@@ -5,7 +5,7 @@ import { join } from "node:path"
 import { test } from "node:test"
 import fc from "fast-check"
 import { BentoError } from "../../store/errors.ts"
-import { type OnnxInfo, parseOnnx, readOnnxInfo, removeZipMaps } from "../../store/onnx.ts"
+import { type OnnxInfo, parseOnnx, readOnnxInfo, readOnnxOrigin, removeZipMaps } from "../../store/onnx.ts"
 import { writeField, writeInt } from "../../store/protobuf.ts"
 import { floats, loadOnnx } from "./ort.ts"
 import { FIXTURES, tempFolder } from "./support.ts"
@@ -528,4 +528,24 @@ test("a graph of ai.onnx.ml alone gets the default operators for its Identity", 
   const session = await loadOnnx(file)
   const { Y } = await session.run({ X: floats([[1, 3]]) })
   assert.deepEqual(Array.from(Y?.data as Float32Array), [0.25, 0.75])
+})
+
+test("who wrote a file is read without its graph, and is what reading all of it says", async () => {
+  let read = 0
+  for (const name of readdirSync(MODELS).filter((file) => file.endsWith(".onnx"))) {
+    const whole = await readOnnxInfo(join(MODELS, name)).catch(() => null)
+    if (whole === null) continue // one that is broken on purpose
+    const { producer, opsets } = whole
+    assert.deepEqual(await readOnnxOrigin(join(MODELS, name)), { producer, opsets }, name)
+    read += 1
+  }
+  assert.ok(read > 3)
+})
+
+test("what is no ONNX file, or is cut off, was written by nobody", async (t) => {
+  const path = join(await tempFolder(t), "x.onnx")
+  for (const bytes of ["model of v1", IRIS.subarray(0, IRIS.length - 7), Buffer.alloc(20, 0xff)]) {
+    await writeFile(path, bytes)
+    assert.equal(await readOnnxOrigin(path), null)
+  }
 })

@@ -48,6 +48,8 @@ export function aBento(tag: Tag, second = 0): Bento {
     },
     runners: [],
     apis: [],
+    git: null,
+    license: null,
     bentoctlVersion: "0.1.0",
     creationTime: aModel(tag, second).creationTime,
   }

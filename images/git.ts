@@ -1,0 +1,66 @@
+/**
+ * What git knows of a project folder: which commit its files are of, and where that commit is to be had.
+ *
+ * git is asked by commands that only read, with everything switched off by which a repository makes it run a program.
+ * Whatever fails (no git, no repository, one that belongs to somebody else) means that there is nothing to tell.
+ */
+import { execFile } from "node:child_process"
+import { promisify } from "node:util"
+import type { GitFacts } from "../store/bento.ts"
+
+type Env = Readonly<Record<string, string | undefined>>
+
+/** A repository in which `git status` takes longer is not worth waiting for. */
+const TIMEOUT_MS = 10_000
+
+/** Null where git has nothing to tell. Never throws, except for the signal. */
+export async function readGit(folder: string, env: Env, signal?: AbortSignal): Promise<GitFacts | null> {
+  const git = async (...args: readonly string[]): Promise<string | null> => {
+    try {
+      const { stdout } = await promisify(execFile)("git", [...READ_ONLY, ...args], {
+        cwd: folder,
+        // It writes no index and asks nobody for a password.
+        env: { ...env, GIT_OPTIONAL_LOCKS: "0", GIT_TERMINAL_PROMPT: "0" },
+        timeout: TIMEOUT_MS,
+        maxBuffer: 1 << 26,
+        signal,
+      })
+      return stdout
+    } catch {
+      signal?.throwIfAborted()
+      return null
+    }
+  }
+  const [status, url] = await Promise.all([
+    git("status", "--porcelain=v2", "--branch", "--untracked-files=normal", "-z", "--", "."),
+    git("config", "--get", "remote.origin.url"),
+  ])
+  const lines = status?.split("\0").filter((line) => line !== "") ?? []
+  const revision = lines.flatMap((line) => /^# branch\.oid ([0-9a-f]{40,64})$/.exec(line)?.[1] ?? [])[0]
+  if (revision === undefined) return null
+  return {
+    revision,
+    isDirty: lines.some((line) => !line.startsWith("# ")),
+    url: url === null ? null : publicUrl(url.replace(/\n$/, "")),
+  }
+}
+
+/** A file system monitor is a program of the repository's choice, and so are hooks. */
+const READ_ONLY = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+
+/**
+ * Where a repository is, as anybody may know it: without user, password and token. Null for what is no address to
+ * others, such as a folder.
+ */
+export function publicUrl(remote: string): string | null {
+  // git@host:path; whoever logs in by ssh shares one user with everybody else.
+  if (/^[A-Za-z0-9._-]+@[A-Za-z0-9._-]+:(?!\/\/)[^\s@]+$/.test(remote)) return remote
+  const url = URL.parse(remote)
+  if (url === null || !["http:", "https:", "ssh:", "git:"].includes(url.protocol) || url.host === "")
+    return null
+  url.password = ""
+  if (url.protocol !== "ssh:") url.username = ""
+  url.search = ""
+  url.hash = ""
+  return url.href
+}
