@@ -20,13 +20,16 @@ import {
   ModelsGetCommand,
   ModelsImportCommand,
   ModelsListCommand,
+  ModelsRecordCommand,
 } from "./models.ts"
 import { nearestNames } from "../store/tag.ts"
+import { SelfTestCommand } from "./selftest.ts"
 import { ServeCommand } from "./serve.ts"
 
 /** In the order of the overview. */
 export const COMMANDS: readonly CommandType[] = [
   ModelsImportCommand,
+  ModelsRecordCommand,
   ModelsListCommand,
   ModelsGetCommand,
   ModelsDeleteCommand,
@@ -36,6 +39,7 @@ export const COMMANDS: readonly CommandType[] = [
   BentosGetCommand,
   BentosDeleteCommand,
   ServeCommand,
+  SelfTestCommand,
   ContainerizeCommand,
   ImagePruneCommand,
 ]

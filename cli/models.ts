@@ -53,6 +53,10 @@ export class ModelsImportCommand extends BaseCommand {
         "a model whose batch axis is the second one",
         `bentoctl models import rnn.onnx --name rnn --signature '{"run": {"batchable": true, "batch_dim": 1}}'`,
       ],
+      [
+        "with examples that its images can test themselves with",
+        "bentoctl models import iris.onnx --name iris --example examples.json",
+      ],
       ["the tag alone, for scripts", "bentoctl models import iris.onnx --name iris -o tag"],
     ],
   }
@@ -73,6 +77,9 @@ export class ModelsImportCommand extends BaseCommand {
   signature: string | undefined = Option.String("--signature", {
     description: "<JSON|FILE> how the model is called: batchable, batch_dim",
   })
+  example: string | undefined = Option.String("--example", {
+    description: "<FILE> examples that it must answer, and then carries: see docs/selftest.md",
+  })
   output: string | undefined = Option.String("-o,--output", {
     description: "<tag|json> print the result for programs instead of people",
   })
@@ -84,7 +91,7 @@ export class ModelsImportCommand extends BaseCommand {
     const [
       { importModel },
       { openModelStore },
-      { modelChecker },
+      { examplesChecker, modelChecker },
       { readMetadata, readSignatures },
       { isLive, showWhile, stderrScreen },
     ] = await Promise.all([
@@ -105,7 +112,9 @@ export class ModelsImportCommand extends BaseCommand {
       ...(this.signature !== undefined && { signatures: await readSignatures(this.signature, context.cwd) }),
       now: context.now(),
       random: context.random,
+      ...(this.example !== undefined && { examples: path.resolve(context.cwd, this.example) }),
       check: modelChecker(context),
+      checkExamples: examplesChecker(context),
       signal: context.signal,
     })
     const screen = isLive(context) && !this.quiet ? stderrScreen(context) : null
@@ -117,6 +126,72 @@ export class ModelsImportCommand extends BaseCommand {
       const written = JSON.parse(await describeItem(store, tag, "json")) as unknown
       this.printJson({ tag, path: store.dir(model.tag), notes, model: written })
     } else this.say(`Model(tag="${tag}") imported.`)
+    return 0
+  }
+}
+
+export class ModelsRecordCommand extends BaseCommand {
+  static override paths = [["models", "record"]]
+  static help: CommandHelp = {
+    group: GROUP,
+    summary: "Record what a model answers, for its self-test",
+    args: [["TAG", "the model: NAME, NAME:VERSION, or NAME:PREFIX where the prefix fits one version"]],
+    details: [
+      "Runs the model on the inputs and keeps them with its answers, the digests of its files and the version of ONNX " +
+        "Runtime, in a new version of the model: what is in the store never changes. Examples that it has already stay; one of " +
+        "the same name is replaced.",
+      "FILE holds the body of a request, as the model's API takes it, or a list of examples: docs/selftest.md. `docker run " +
+        "IMAGE selftest` tests all examples of an image; with `selftest: true` in bentofile.yaml a server starts only if they pass.",
+    ],
+    examples: [
+      ["one example, from the body of a request", "bentoctl models record iris --input request.json"],
+      ["the new tag alone, for scripts", "bentoctl models record iris --input examples.json -o tag"],
+    ],
+  }
+
+  tag: string = Option.String({ name: "TAG" })
+  input: string = Option.String("--input", {
+    required: true,
+    description: "<FILE> JSON file with the inputs",
+  })
+  version: string | undefined = Option.String("--version", {
+    description: "<VERSION> the new version (default: one made as `models import` does)",
+  })
+  output: string | undefined = Option.String("-o,--output", {
+    description: "<tag|json> print the result for programs instead of people",
+  })
+
+  async execute(): Promise<number> {
+    const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    const { context } = this
+    const [{ recordExamples }, { openModelStore }, { examplesChecker }, { isLive, showWhile, stderrScreen }] =
+      await Promise.all([
+        import("../store/import.ts"),
+        import("../store/store.ts"),
+        import("./runtime-child.ts"),
+        import("./report.ts"),
+      ])
+    const store = openModelStore(context.home)
+    const recording = recordExamples({
+      store,
+      tag: await store.resolve(parseTagRef(this.tag)),
+      input: path.resolve(context.cwd, this.input),
+      ...(this.version !== undefined && { version: this.version }),
+      now: context.now(),
+      random: context.random,
+      checkExamples: examplesChecker(context),
+      signal: context.signal,
+    })
+    const screen = isLive(context) && !this.quiet ? stderrScreen(context) : null
+    const { model, examples, notes } = await showWhile(screen, `record ${this.tag}`, recording)
+    const tag = formatTag(model.tag)
+    if (output === "text") for (const note of notes) this.note(`note: ${note}`)
+    if (output === "tag") this.print(`__tag__:${tag}\n`)
+    else if (output === "json") this.printJson({ tag, path: store.dir(model.tag), examples, notes })
+    else {
+      const count = `${examples.length} ${examples.length === 1 ? "example" : "examples"}`
+      this.say(`Model(tag="${tag}") recorded; it has ${count}.`)
+    }
     return 0
   }
 }

@@ -6,6 +6,7 @@ import type { ServeSpec } from "../store/bento.ts"
 import type { Context } from "./context.ts"
 import { serverEntry } from "./runtime-child.ts"
 import { startServer, type ServerCommand } from "./server.ts"
+import type { Target } from "./target.ts"
 
 export class ServeCommand extends BaseCommand {
   static override paths = [["serve"]]
@@ -54,29 +55,43 @@ export class ServeCommand extends BaseCommand {
     const entry = serverEntry(context.runtimeDir)
     const { resolveTarget } = await import("./target.ts")
     const target = await resolveTarget(this.target ?? ".", context.cwd, context.home)
-    if (target.kind === "bento") {
-      if (this.reload) throw new UsageError("--reload needs sources to watch, and a Bento does not change")
-      const { packagesOfBento } = await import("../images/build.ts")
-      const packagesDir = await packagesOfBento(target.dir, context)
-      const packages = packagesDir === undefined ? [] : ["--packages-dir", packagesDir]
-      const models = ["--models-dir", path.join(context.home, "models")]
-      const args = [entry, "--bento", target.dir, ...models, ...packages, ...flags]
-      return serveOnce(context, { args, cwd: target.dir })
-    }
-    const { openProject } = await import("./project.ts")
-    const project = openProject(context, target)
-    const command = (spec: ServeSpec): ServerCommand => ({
-      args: [entry, "--spec", JSON.stringify(spec), ...flags],
-      cwd: spec.srcDir,
-    })
-    if (!this.reload) return serveOnce(context, command(await project.spec(context.signal)))
-    const { serveReloading } = await import("./reload.ts")
-    return serveReloading(context, project, command, { note: (text) => this.note(text), debug: this.debug })
+    if (!this.reload) return serveOnce(context, await serverCommand(context, target, flags))
+    if (target.kind === "bento")
+      throw new UsageError("--reload needs sources to watch, and a Bento does not change")
+    const [{ openProject }, { serveReloading }] = await Promise.all([
+      import("./project.ts"),
+      import("./reload.ts"),
+    ])
+    const command = (spec: ServeSpec): ServerCommand => projectCommand(entry, spec, flags)
+    const tell = { note: (text: string) => this.note(text), debug: this.debug }
+    return serveReloading(context, openProject(context, target), command, tell)
   }
 }
 
+/** The bundle's program on a target, with flags of its own. */
+export async function serverCommand(
+  context: Context,
+  target: Target,
+  flags: readonly string[],
+): Promise<ServerCommand> {
+  const entry = serverEntry(context.runtimeDir)
+  if (target.kind === "bento") {
+    const { packagesOfBento } = await import("../images/build.ts")
+    const packagesDir = await packagesOfBento(target.dir, context)
+    const packages = packagesDir === undefined ? [] : ["--packages-dir", packagesDir]
+    const models = ["--models-dir", path.join(context.home, "models")]
+    return { args: [entry, "--bento", target.dir, ...models, ...packages, ...flags], cwd: target.dir }
+  }
+  const { openProject } = await import("./project.ts")
+  return projectCommand(entry, await openProject(context, target).spec(context.signal), flags)
+}
+
+function projectCommand(entry: string, spec: ServeSpec, flags: readonly string[]): ServerCommand {
+  return { args: [entry, "--spec", JSON.stringify(spec), ...flags], cwd: spec.srcDir }
+}
+
 /** Runs the server to its end and hands signals on; its exit code is ours. */
-async function serveOnce(context: Context, command: ServerCommand): Promise<number> {
+export async function serveOnce(context: Context, command: ServerCommand): Promise<number> {
   context.signal.throwIfAborted()
   const server = startServer(context, command)
   const release = context.takeSignals(() => server.stop())

@@ -47,6 +47,8 @@ export interface Bentofile {
   readonly docker: DockerOptions
   /** `node.packages` as written; `line` is where. */
   readonly node: { readonly packages: readonly string[]; readonly line: number | null }
+  /** Where the file asks for a self-test at the start; null = it does not. */
+  readonly selfTest: { readonly line: number; readonly column: number } | null
 }
 
 /** What a project without a bentofile means. */
@@ -70,6 +72,7 @@ export const EMPTY_BENTOFILE: Bentofile = {
     setupScript: null,
   },
   node: { packages: [], line: null },
+  selfTest: null,
 }
 
 /** Keys of BentoML that have no place here → what to do instead. */
@@ -187,6 +190,10 @@ const bentofileSchema = z
     envs: z.array(envSchema).nullish(),
     docker: dockerSchema.nullish(),
     node: nodeSchema.nullish(),
+    selftest: z
+      .boolean()
+      .nullish()
+      .describe("The server is ready only after its models have answered the examples that they carry"),
   })
   .meta({ title: "bentofile.yaml of bentoctl" })
 
@@ -429,6 +436,7 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
       report(c, ["node", "packages", index], `${name} is given twice (first in node.packages[${first}])`)
     }
   })
+  const selfTestAt = c.source.position(["selftest"]) ?? { line: 1, column: 1 }
   return {
     path: c.file,
     service: written.service ?? null,
@@ -454,6 +462,7 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
       packages,
       line: packages.length === 0 ? null : (c.source.position(["node", "packages"], "key")?.line ?? null),
     },
+    selfTest: written.selftest === true ? selfTestAt : null,
   }
 }
 

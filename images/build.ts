@@ -160,6 +160,7 @@ function bentoOf(
     envs: bentofile.envs,
     docker: bentofile.docker,
     ...(packages === null ? {} : { node: nodeOf(packages.found) }),
+    selfTest: bentofile.selfTest !== null,
     runners: description.service.runners,
     apis: description.service.apis,
     ...origin,

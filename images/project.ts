@@ -9,7 +9,7 @@ import { AmbiguousTagError, BentoError, IssueError } from "../store/errors.ts"
 import type { ErrorCode, Issue } from "../store/errors.ts"
 import { BENTO_YAML, parseBentoYaml } from "../store/bento.ts"
 import type { BentoModel, ServeSpec } from "../store/bento.ts"
-import type { Model } from "../store/model.ts"
+import { type Model, SELFTEST_JSON } from "../store/model.ts"
 import { openModelStore } from "../store/store.ts"
 import type { Store } from "../store/store.ts"
 import { compareTags, formatTag, parseTagRef } from "../store/tag.ts"
@@ -175,6 +175,7 @@ export async function describeProject(
   throwIssues(issues, project.service ?? "the models")
   // With the models that were added, the signatures that their runners call can be checked as well.
   if (models.length > project.models.length) return describeProject({ ...project, models }, options)
+  await checkSelfTest(project)
   return { project, description }
 }
 
@@ -193,7 +194,10 @@ function missingHint({ packages }: Project): string {
 export async function serveSpecOf(options: ProjectOptions): Promise<ServeSpec> {
   const opened = await openProject(options)
   // Without code all models are listed; a service may name some in its runners only.
-  if (opened.service === null) return specOf(opened)
+  if (opened.service === null) {
+    await checkSelfTest(opened)
+    return specOf(opened)
+  }
   const { project, description } = await describeProject(opened, options)
   return { ...specOf(project), name: project.bentofile.name ?? description.service.name }
 }
@@ -211,8 +215,32 @@ function specOf({ contextDir, bentofile, service, models, packages }: Project): 
     })),
     labels: bentofile.labels,
     ...(typeof packages?.dir === "string" ? { packagesDir: packages.dir } : {}),
+    ...(bentofile.selfTest === null ? {} : { selfTest: true }),
     ...(bentofile.description === null ? {} : { description: bentofile.description }),
   }
+}
+
+/** A self-test that is asked for must have something to test. */
+async function checkSelfTest({ bentofile, models }: Project): Promise<void> {
+  if (bentofile.path === null || bentofile.selfTest === null) return
+  for (const { dir } of models) {
+    if ((await stat(path.join(dir, SELFTEST_JSON)).catch(() => null)) !== null) return
+  }
+  const tags = models.map(({ model }) => formatTag(model.tag))
+  const [first] = tags
+  throw new IssueError(
+    "BENTOFILE_INVALID",
+    `${path.basename(bentofile.path)} has a problem:`,
+    [
+      {
+        file: bentofile.path,
+        ...bentofile.selfTest,
+        field: "selftest",
+        message: `there is nothing to test: ${first === undefined ? "there is no model" : `${tags.join(", ")} has no examples`}`,
+      },
+    ],
+    first === undefined ? {} : { hint: `Record some: \`bentoctl models record ${first} --input FILE\`.` },
+  )
 }
 
 export function bentoModelOf({ model, alias }: ProjectModel): BentoModel {

@@ -1,6 +1,6 @@
 /**
- * The image's entry point, as BentoML's: without arguments, or with flags, it serves; `serve …` too; anything else is a command,
- * which takes the place of this process.
+ * The image's entry point, as BentoML's: without arguments, or with flags, it serves; `serve …` too; `selftest` runs the examples
+ * of the models; anything else is a command, which takes the place of this process.
  */
 import { accessSync, constants, statSync } from "node:fs"
 import path from "node:path"
@@ -10,6 +10,7 @@ const [first, ...rest] = process.argv.slice(2)
 
 if (first === undefined || first.startsWith("-")) await serve(process.argv.slice(2))
 else if (first === "serve" || first === "serve-http") await serve(rest)
+else if (first === "selftest") await serve(["--self-test", ...rest])
 else execute(first, rest)
 
 async function serve(args: readonly string[]): Promise<void> {

@@ -45,6 +45,7 @@ export async function readBentoSpec(dir: string, modelsDir = path.join(dir, "mod
     })),
     labels: bento.labels,
     description: bento.description,
+    ...(bento.selfTest ? { selfTest: true } : {}),
   }
 }
 

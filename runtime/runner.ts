@@ -38,6 +38,7 @@ import {
   emptyData,
   formatShape,
   makeTensor,
+  shapeFits,
   split,
   tensorProblem,
 } from "./tensor.ts"
@@ -754,7 +755,7 @@ function checkInputs({ spec, name, batched }: Method, inputs: Tensors): { tensor
     }
     const problem = tensorProblem(tensor)
     if (problem !== null) throw badInput(`input "${expected.name}" ${problem}`, expected, tensor)
-    if (tensor.dtype !== expected.dtype || !shapeFits(tensor.shape, expected.shape, spec)) {
+    if (tensor.dtype !== expected.dtype || !shapeFits(tensor.shape, expected.shape, batchAxis(spec))) {
       throw badInput(
         `input "${expected.name}": expected ${expected.dtype} ${formatShape(expected.shape)}, received ${tensor.dtype} ${formatShape(tensor.shape)}`,
         expected,
@@ -788,17 +789,9 @@ function checkInputs({ spec, name, batched }: Method, inputs: Tensors): { tensor
   return { tensors, rows: batched ? rows : 1 }
 }
 
-function shapeFits(
-  shape: readonly number[],
-  expected: readonly (number | string | null)[],
-  { batchable, batchDim }: SignatureSpec,
-): boolean {
-  // Without dimensions a graph may mean a scalar or any rank; ONNX Runtime knows.
-  if (expected.length === 0 && !batchable) return true
-  if (shape.length !== expected.length) return false
-  return expected.every(
-    (size, axis) => typeof size !== "number" || size === shape[axis] || (batchable && axis === batchDim[0]),
-  )
+/** The axis of the inputs whose size may be any, whatever the graph says of it. */
+function batchAxis({ batchable, batchDim }: SignatureSpec): number | null {
+  return batchable ? batchDim[0] : null
 }
 
 function badInput(message: string, expected: TensorSpec, received: Tensor | null): ServeError {

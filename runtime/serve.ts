@@ -5,6 +5,8 @@
  *   serve.js --print-config …             prints how it would be configured
  *   serve.js --describe --spec JSON       imports the service, writes a DescribeResult to descriptor 3
  *   serve.js --check-model FILE           loads the model, writes a CheckResult to descriptor 3
+ *   serve.js --check-examples JSON        runs a model's examples, writes an ExamplesResult to descriptor 3
+ *   serve.js --self-test [-o json] …      runs the examples of all models and prints what came of it
  */
 import { randomBytes } from "node:crypto"
 import { writeSync } from "node:fs"
@@ -13,8 +15,9 @@ import { registerHooks } from "node:module"
 import path from "node:path"
 import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
-import type { DescribeResult, ServeSpec } from "../store/bento.ts"
+import type { DescribeResult, ExamplesRequest, ExamplesResult, ServeSpec } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
+import { MODEL_YAML, parseModelYaml } from "../store/model.ts"
 import { type LoadedConfig, checkRunnerNames, formatConfig, loadConfig, runnerConfig } from "./config.ts"
 import { providersFor } from "./cuda.ts"
 import { describe, locate } from "./describe.ts"
@@ -38,12 +41,16 @@ import { Metrics } from "./metrics.ts"
 import { otherListenerOf } from "./ports.ts"
 import {
   type Clock,
+  DEFAULT_RUNNER_CONFIG,
+  type LoadedModelInfo,
   type ModelRunner,
+  type RunnerConfig,
   type RunnerMetrics,
   type SignatureSpec,
   checkModel,
   createRunner,
 } from "./runner.ts"
+import type { ModelReport } from "./self-test.ts"
 import { endEarly } from "./threads.ts"
 
 // Before any worker thread starts: each gets a copy of the environment, and ONNX Runtime reads it when it loads.
@@ -81,6 +88,9 @@ const OPTIONS = {
   "print-config": { type: "boolean" },
   describe: { type: "boolean" },
   "check-model": { type: "string" },
+  "check-examples": { type: "string" },
+  "self-test": { type: "boolean" },
+  output: { type: "string", short: "o" },
 } as const
 
 type Flags = ReturnType<typeof parseFlags>
@@ -99,12 +109,20 @@ async function main(args: readonly string[]): Promise<void> {
   }
   resolveOwnRuntime()
   if (flags["check-model"] !== undefined) return report(await checkModel(flags["check-model"], clock))
+  if (flags["check-examples"] !== undefined) return checkExamples(flags["check-examples"])
   if (flags.describe === true) return describeMode(flags)
+  const { output } = flags
+  if (output !== undefined && (flags["self-test"] !== true || !["table", "json"].includes(output))) {
+    process.stderr.write("-o takes table or json, and only a self-test has it\n")
+    process.exitCode = 2
+    return
+  }
   let spec: ServeSpec | undefined
+  const onSpec = (read: ServeSpec): void => {
+    spec = read
+  }
   try {
-    await serve(flags, (read) => {
-      spec = read
-    })
+    await (flags["self-test"] === true ? selfTest(flags, onSpec) : serve(flags, onSpec))
   } catch (error) {
     // Who is told to stop while it starts does not fail to start.
     if (!stopping) fail(error, spec)
@@ -162,15 +180,7 @@ function watchImports(dir: string): () => string[] {
 }
 
 async function loadSignatures(model: SpecModel): Promise<Readonly<Record<string, SignatureSpec>>> {
-  const { config } = await loadConfig({ env: {}, file: null, readFile: readText })
-  const runner = createRunner({
-    name: model.name,
-    model,
-    config: { ...config.runnerDefaults, warmUp: false },
-    clock,
-    log,
-    metrics: NO_METRICS,
-  })
+  const runner = plainRunner(model.name, model, DEFAULT_RUNNER_CONFIG)
   try {
     await runner.start()
     return runner.signatures
@@ -179,12 +189,63 @@ async function loadSignatures(model: SpecModel): Promise<Readonly<Record<string,
   }
 }
 
+/** A runner for a few calls: not warmed up, not counted. */
+function plainRunner(name: string, model: LoadedModelInfo, config: RunnerConfig): ModelRunner {
+  return createRunner({ name, model, config: { ...config, warmUp: false }, clock, log, metrics: NO_METRICS })
+}
+
 const NO_METRICS: RunnerMetrics = {
   loaded: () => {},
   batch: () => {},
   queued: () => {},
   refused: () => {},
   restarted: () => {},
+}
+
+// ------------------------------------------------------------------------------------------------ self-test
+
+/** Examples of a model that is about to enter the store. */
+async function checkExamples(json: string): Promise<never> {
+  const request = JSON.parse(json) as ExamplesRequest // made by our own command line
+  const test = await import("./self-test.ts")
+  const file = path.join(request.dir, MODEL_YAML)
+  const model = { model: parseModelYaml(await readText(file), file), dir: request.dir }
+  const runner = plainRunner(model.model.tag.name, model, DEFAULT_RUNNER_CONFIG)
+  try {
+    return report(await test.checkExamples(request, { model, runner }))
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error)
+    const result: ExamplesResult = { ok: false, message, issues: [] }
+    return report(result)
+  }
+}
+
+/** All models of the spec, one after the other, configured as they would be served; the user's code is not run. */
+async function selfTest(flags: Flags, onSpec: (spec: ServeSpec) => void): Promise<never> {
+  const [test, loaded] = await Promise.all([
+    import("./self-test.ts"),
+    loadConfig({ env, readFile: readText }),
+  ])
+  const spec = await readSpec(flags)
+  onSpec(spec)
+  const providers = providersHere()
+  const reports: ModelReport[] = []
+  for (const model of await readModels(spec)) {
+    const runner = plainRunner(model.name, model, { ...runnerConfig(loaded.config, model.name), providers })
+    reports.push(await test.testModel(model, runner, runner.start()))
+    await runner.close()
+  }
+  process.stdout.write(flags.output === "json" ? test.reportJson(reports) : test.reportTable(reports))
+  exit(test.isPassed(reports) ? 0 : 1)
+}
+
+/** A server that asks for it is ready only when its models have answered their examples. */
+async function startTested(model: SpecModel, runner: ModelRunner): Promise<void> {
+  const test = await import("./self-test.ts")
+  const report = await test.testModel(model, runner, runner.start())
+  test.throwUnlessPassed(report)
+  for (const note of report.notes) log.warn(`${model.name}: ${note}`)
+  log.info(`${model.name}: ${test.passedText(report)}`)
 }
 
 // ------------------------------------------------------------------------------------------------ serving
@@ -264,6 +325,13 @@ async function serveWithThreads(spec: ServeSpec, loaded: LoadedConfig): Promise<
   if (!stopping) process.stdout.write(banner(spec, http.host, address.port))
 }
 
+/** Where models run on this machine. */
+function providersHere(): RunnerConfig["providers"] {
+  const { providers, note } = providersFor(env["CUDA_VISIBLE_DEVICES"])
+  if (note !== null) log.warn(note)
+  return providers
+}
+
 /** The models of a spec on their way. They begin to load before the user's module is imported: the threads take longer. */
 interface Loading {
   readonly models: readonly SpecModel[]
@@ -279,8 +347,7 @@ async function startRunners(
   runners: ModelRunner[],
 ): Promise<Loading> {
   const models = await readModels(spec)
-  const { providers, note } = providersFor(env["CUDA_VISIBLE_DEVICES"])
-  if (note !== null) log.warn(note)
+  const providers = providersHere()
   const byModel = new Map<SpecModel, { runner: ModelRunner; started: Promise<void> }>()
   for (const model of models) {
     const runner = createRunner({
@@ -292,7 +359,7 @@ async function startRunners(
       metrics: loaded.config.metrics.enabled ? metrics : NO_METRICS,
     })
     runners.push(runner)
-    const started = runner.start()
+    const started = spec.selfTest === true ? startTested(model, runner) : runner.start()
     // Awaited in `keep`; until then a failure must not count as unhandled.
     started.catch(() => {})
     byModel.set(model, { runner, started })

@@ -138,6 +138,30 @@ export function fromNested<D extends DType>(dtype: D, values: Nested<unknown>): 
   return parseTensor(Buffer.from(text), dtype) as Tensor<D>
 }
 
+/** `JSON.parse` that loses no number: `fromNested` takes what comes out, and what a double cannot hold is exact in it. */
+export function parseExactJson(text: string): unknown {
+  // The cast: the third argument, of ES2025, is in Node 24 and not yet in TypeScript's library.
+  return JSON.parse(text, ((_, value, context) =>
+    typeof value === "number" && context.source !== undefined && !isExact(value)
+      ? rawJSON(context.source)
+      : value) as ExactReviver as (this: unknown, key: string, value: unknown) => unknown)
+}
+
+type ExactReviver = (key: string, value: unknown, context: { readonly source?: string }) => unknown
+
+function isExact(value: number): boolean {
+  return (
+    Number.isFinite(value) &&
+    (!Number.isInteger(value) || (Number.isSafeInteger(value) && !Object.is(value, -0)))
+  )
+}
+
+/** The values of a tensor in a row, those of int64 and uint64 as bigints. */
+export function flatValues(tensor: Tensor): (number | bigint | boolean | string)[] {
+  const at = valueAt(tensor, true)
+  return Array.from({ length: tensor.data.length }, (_, index) => at(index))
+}
+
 /** `JSON.stringify` that writes bigints as plain digits. */
 export function stringifyJson(value: unknown): string | undefined {
   try {

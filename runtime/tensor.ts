@@ -112,6 +112,20 @@ export function formatShape(shape: readonly (number | string | null)[]): string 
   return `[${shape.map((size) => size ?? "?").join(", ")}]`
 }
 
+/** Is this a shape that the model declares? Free dimensions take any size, and so does the batch axis. */
+export function shapeFits(
+  shape: readonly number[],
+  expected: readonly (number | string | null)[],
+  batchAxis: number | null,
+): boolean {
+  // Without dimensions a graph may mean a scalar or any rank; ONNX Runtime knows.
+  if (expected.length === 0 && batchAxis === null) return true
+  if (shape.length !== expected.length) return false
+  return expected.every(
+    (size, axis) => typeof size !== "number" || size === shape[axis] || axis === batchAxis,
+  )
+}
+
 /**
  * One tensor out of row ranges of others, in order, along `axis`. Each element is written once, into a new buffer
  * that the result owns alone. All must have one dtype and, but for `axis`, one shape.

@@ -1,5 +1,5 @@
 /** A Bento, and the JSON that passes between the command line, the describing child process and the server. */
-import { BentoError } from "./errors.ts"
+import { BentoError, type Issue } from "./errors.ts"
 import { asWritten, Fields, toJson } from "./manifest.ts"
 import { BENTOML_VERSION, readCreationTime, readTag } from "./model.ts"
 import { emitYaml } from "./pyyaml.ts"
@@ -60,6 +60,21 @@ export type CheckResult =
   | { readonly ok: true; readonly inputs: readonly string[]; readonly outputs: readonly string[] }
   | { readonly ok: false; readonly message: string }
 
+/** What `--check-examples` is asked to do with a model that is about to enter the store. */
+export interface ExamplesRequest {
+  /** The model's folder; its examples are written there. */
+  readonly dir: string
+  /** The user's file. */
+  readonly file: string
+  /** Ask the model for the answers and add the examples to those that it has; else compare its answers with those given. */
+  readonly record: boolean
+}
+
+/** What `--check-examples` writes on its file descriptor 3. */
+export type ExamplesResult =
+  | { readonly ok: true; readonly examples: readonly string[] }
+  | { readonly ok: false; readonly message: string; readonly issues: readonly Issue[] }
+
 /** A model as the server is to load it: exact tag and the folder that holds its files. */
 export interface ServeModel {
   readonly tag: string
@@ -79,6 +94,8 @@ export interface ServeSpec {
   readonly description?: string
   /** A folder whose node_modules has the packages that are not found from `srcDir`. */
   readonly packagesDir?: string
+  /** Ready only after the models have answered their examples. */
+  readonly selfTest?: boolean
 }
 
 /** A model of a Bento, pinned to its exact tag. */
@@ -136,6 +153,8 @@ export interface Bento {
   readonly docker: DockerOptions
   /** Absent where the service needs no packages. */
   readonly node?: NodePackages
+  /** The server is ready only after its models have answered their examples. */
+  readonly selfTest: boolean
   readonly runners: readonly RunnerInfo[]
   readonly apis: readonly ApiInfo[]
   /** Null for sources that are in no git repository. */
@@ -165,6 +184,7 @@ export function parseBentoYaml(text: string, path: string): Bento {
     envs: fields.list("envs").map(readEnv),
     docker: readDocker(ours.get("docker") === null ? fields.map("docker") : ours.map("docker")),
     ...(ours.get("node") === null ? {} : { node: readNode(ours.map("node")) }),
+    selfTest: ours.flag("selftest"),
     runners: ours.list("runners").map(readRunner),
     apis: ours.list("apis").map(readApi),
     git: ours.get("git") === null ? null : readGitFacts(ours.map("git")),
@@ -240,6 +260,7 @@ export function formatBentoYaml(bento: Bento): string {
       description: bento.description,
       git: bento.git && { revision: bento.git.revision, dirty: bento.git.isDirty, url: bento.git.url },
       license: bento.license,
+      selftest: bento.selfTest ? true : undefined,
       runners: bento.runners.map(({ name, model, methods }) => ({ name, model, methods })),
       apis: bento.apis.map((api) => ({
         name: api.name,

@@ -101,6 +101,14 @@ export const ERROR_CODES = {
     "ONNX Runtime cannot load a model.",
     "Read the reason; check the model with `bentoctl models get`.",
   ],
+  EXAMPLES_INVALID: [
+    "The examples of a model have problems.",
+    "Mend each one that the message names; docs/selftest.md shows the form.",
+  ],
+  SELFTEST_FAILED: [
+    "A model does not answer its examples as it did when they were recorded, or is not the same model.",
+    "Read what differs. If the change is meant, record the examples again with `bentoctl models record`.",
+  ],
   CONFIG_INVALID: ["The serving configuration has problems.", "Mend each key named in the message."],
   MANIFEST_INVALID: [
     "A model.yaml or bento.yaml cannot be understood.",

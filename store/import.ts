@@ -1,11 +1,22 @@
 /** `importModel`: from a file that somebody trained to a model of the store. */
 import { constants, type Stats } from "node:fs"
-import { copyFile, lstat, mkdir, open, readdir, readFile, realpath, stat, writeFile } from "node:fs/promises"
+import {
+  access,
+  copyFile,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  realpath,
+  stat,
+  writeFile,
+} from "node:fs/promises"
 import { dirname, join, posix, sep } from "node:path"
 import { pipeline } from "node:stream/promises"
 import { cancelled, orAborted } from "./abort.ts"
-import type { CheckResult } from "./bento.ts"
-import { BentoError } from "./errors.ts"
+import type { CheckResult, ExamplesRequest, ExamplesResult } from "./bento.ts"
+import { BentoError, IssueError } from "./errors.ts"
 import {
   BENTOML_VERSION,
   formatCreationTime,
@@ -15,6 +26,7 @@ import {
   type Model,
   parseModelYaml,
   SAVED_MODEL,
+  SELFTEST_JSON,
   type Signature,
 } from "./model.ts"
 import {
@@ -51,8 +63,14 @@ export interface ImportOptions {
   readonly random: (n: number) => Uint8Array
   /** Loads a file in ONNX Runtime, in another process. */
   readonly check: (file: string, signal?: AbortSignal) => Promise<CheckResult>
+  /** A file of examples that the model must answer, and then carries. */
+  readonly examples?: string
+  readonly checkExamples: ExamplesChecker
   readonly signal?: AbortSignal
 }
+
+/** Runs the examples of a model and writes them into its folder, in another process. */
+export type ExamplesChecker = (request: ExamplesRequest, signal?: AbortSignal) => Promise<ExamplesResult>
 
 /** `notes` tell the user what was changed or left out. The store is unchanged when this throws. */
 export async function importModel(options: ImportOptions): Promise<{ model: Model; notes: string[] }> {
@@ -69,6 +87,7 @@ async function importPath(options: ImportOptions): Promise<{ model: Model; notes
   const found = await stat(path).catch((error: unknown) => {
     throw unreadable(path, error)
   })
+  if (options.examples !== undefined) await checkReadable(options.examples)
   if (found.isDirectory()) return importFolder(options)
   if (found.isFile()) return importFile(options)
   throw new BentoError("IMPORT_FAILED", `${path} is neither a file nor a folder`)
@@ -108,6 +127,7 @@ async function importFile(options: ImportOptions): Promise<{ model: Model; notes
       for (const file of external) await copyRegular(file.path, join(dir, file.name), file.size, signal)
       await checkGraph(join(dir, SAVED_MODEL), options)
       await writeFile(join(dir, MODEL_YAML), formatModelYaml(model))
+      if (options.examples !== undefined) await takeExamples(dir, options.examples, dirname(path), options)
     },
     signal === undefined ? {} : { signal },
   )
@@ -132,6 +152,10 @@ async function importFolder(options: ImportOptions): Promise<{ model: Model; not
   const graph = files.some((file) => file.path === saved) ? await readGraph(saved, options, notes) : null
   if (graph === null) notes.push(`it has no ${SAVED_MODEL}: it can be kept and packed, but not served`)
   else await findExternal(saved, graph.info.external)
+  const own = join(path, SELFTEST_JSON)
+  // What a model brings along is tested as it is; examples that are given take its place.
+  const brings = files.some((file) => file.path === own)
+  const ours = [manifest, ...(options.examples === undefined ? [] : [own])]
   const tagged = { ...written, tag: newTag(options, written.tag, notes) }
   const model = graph === null ? withExtras(options, tagged) : describeModel(options, graph, tagged)
   await store.add(
@@ -141,11 +165,13 @@ async function importFolder(options: ImportOptions): Promise<{ model: Model; not
         const target = join(dir, file.path.slice(path.length))
         if (file.stats.isDirectory()) await mkdir(target)
         else if (file.path === saved && graph !== null) await writeFile(target, graph.bytes, { signal })
-        else if (file.path !== manifest) await copyRegular(file.path, target, file.stats.size, signal)
+        else if (!ours.includes(file.path)) await copyRegular(file.path, target, file.stats.size, signal)
       }
       if (graph !== null) await checkGraph(join(dir, SAVED_MODEL), options)
       const unchanged = formatModelYaml(model) === formatModelYaml(written)
       await writeFile(join(dir, MODEL_YAML), unchanged ? text : formatModelYaml(model))
+      const examples = options.examples ?? (brings ? join(dir, SELFTEST_JSON) : undefined)
+      if (examples !== undefined) await takeExamples(dir, examples, path, options)
     },
     signal === undefined ? {} : { signal },
   )
@@ -315,6 +341,85 @@ async function checkGraph(file: string, { check, path, signal }: ImportOptions):
   throw new BentoError("IMPORT_FAILED", `${path} cannot be loaded by ONNX Runtime: ${message}`)
 }
 
+/** Examples that the model answers as they say; those in `file` are written into its folder, those there are only tested. */
+async function takeExamples(
+  dir: string,
+  file: string,
+  source: string,
+  options: Pick<ImportOptions, "checkExamples" | "signal">,
+  record = false,
+): Promise<readonly string[]> {
+  const { checkExamples, signal } = options
+  const result = await orAborted(checkExamples({ dir, file, record }, signal), signal)
+  if (result.ok) return result.examples
+  // The user knows where the model came from, not where it lies meanwhile.
+  const issues = result.issues.map(({ file: found, ...issue }) =>
+    found === undefined ? issue : { ...issue, file: found.replace(dir, source) },
+  )
+  throw new IssueError("EXAMPLES_INVALID", result.message.replaceAll(dir, source), issues, {
+    hint: "The store is unchanged.",
+  })
+}
+
+/** Before a large model is copied for nothing. */
+async function checkReadable(path: string): Promise<void> {
+  await access(path, constants.R_OK).catch((error: unknown) => {
+    throw unreadable(path, error)
+  })
+}
+
+// -------------------------------------------------------------------------------------------------------- recording
+
+export interface RecordOptions extends Pick<
+  ImportOptions,
+  "store" | "version" | "now" | "random" | "checkExamples" | "signal"
+> {
+  readonly tag: Tag
+  /** A file with the inputs of examples, or with the body of one request. */
+  readonly input: string
+}
+
+/**
+ * A new version of a model that differs in its examples alone: what the model answers to the inputs joins those that it has.
+ * Bentos and images name exact versions and count on what is in them, so the old one stays as it is. The version is written
+ * as every other is: of a killed or a second writer nothing is seen.
+ */
+export async function recordExamples(
+  options: RecordOptions,
+): Promise<{ model: Model; examples: readonly string[]; notes: string[] }> {
+  const { store, signal } = options
+  const notes: string[] = []
+  await checkReadable(options.input)
+  const from = store.dir(options.tag)
+  const old = await store.get(options.tag)
+  const version =
+    options.version === undefined
+      ? makeVersion(options.now, options.random)
+      : checkVersion(options.version, (message) => void notes.push(message))
+  const tag = { name: old.tag.name, version }
+  const model: Model = { ...old, tag, creationTime: formatCreationTime(options.now) }
+  let examples: readonly string[] = []
+  try {
+    await store.add(
+      tag,
+      async (dir) => {
+        for (const { path, stats } of await listFolder(from)) {
+          const target = join(dir, path.slice(from.length))
+          if (stats.isDirectory()) await mkdir(target)
+          else await copyRegular(path, target, stats.size, signal)
+        }
+        await writeFile(join(dir, MODEL_YAML), formatModelYaml(model))
+        examples = await takeExamples(dir, options.input, from, options, true)
+      },
+      signal === undefined ? {} : { signal },
+    )
+  } catch (error) {
+    if (signal?.aborted === true) throw cancelled(error)
+    throw error
+  }
+  return { model, examples, notes }
+}
+
 // ------------------------------------------------------------------------------------------------------------ files
 
 interface ExternalFile {
@@ -349,7 +454,7 @@ async function checkExternal(modelPath: string, data: ExternalData, name: string
   if (location === "" || /\\|\p{Cc}/u.test(location) || segments.includes("")) {
     throw refusal(modelPath, data, "the path is not a plain one")
   }
-  if ([SAVED_MODEL, MODEL_YAML].includes(name.toLowerCase()) || name === ".") {
+  if ([SAVED_MODEL, MODEL_YAML, SELFTEST_JSON].includes(name.toLowerCase()) || name === ".") {
     throw refusal(modelPath, data, "the name is taken in the store")
   }
   const folder = dirname(modelPath)

@@ -58,6 +58,7 @@ describe("a bentofile", () => {
           setupScript: null,
         },
         node: { packages: [], line: null },
+        selfTest: null,
       },
     )
   })
@@ -82,6 +83,7 @@ docker:
   cuda_version: 12.6
   setup_script: ./setup.sh
   base_image: registry:5000/a/b:c
+selftest: true
 `,
       { "setup.sh": "#!/bin/sh\n" },
     )
@@ -103,6 +105,7 @@ docker:
       systemPackages: ["curl", "libgomp1"],
       setupScript: "setup.sh",
     })
+    assert.deepEqual(bentofile.selfTest, { line: 19, column: 11 })
   })
 
   test("tells all its problems at once, each with its line", async () => {
@@ -431,6 +434,7 @@ test("the JSON Schema knows every key and takes numbers where they are read as w
     "models",
     "name",
     "node",
+    "selftest",
     "service",
   ])
   assert.equal(schema.additionalProperties, false)

@@ -125,6 +125,7 @@ export function bentoOf(docker: Partial<DockerOptions> = {}, more: Partial<Bento
     labels: { owner: "team a" },
     models: [{ tag: { name: "iris", version: "v1" }, module: "bentoml.onnx", creationTime: "" }],
     envs: [],
+    selfTest: false,
     docker: {
       distro: "debian",
       baseImage: null,

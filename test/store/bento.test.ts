@@ -35,6 +35,7 @@ const FULL: Bento = {
     setupScript: "setup.sh",
   },
   node: { manager: "pnpm", version: "10.34.9", settings: { registry: "https://r.example/" } },
+  selfTest: true,
   runners: [
     { name: "a", model: "iris:abc", methods: ["run"] },
     { name: "b", model: "flowers", methods: ["run"] },

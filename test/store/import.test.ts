@@ -34,7 +34,7 @@ interface Place {
   readonly options: Omit<ImportOptions, "path">
 }
 
-async function place(t: TestContext, more: Partial<ImportOptions> = {}): Promise<Place> {
+async function place(t: TestContext, more: Partial<Omit<ImportOptions, "path">> = {}): Promise<Place> {
   const home = join(await tempFolder(t), "home")
   const store = openModelStore(home)
   return {
@@ -46,6 +46,7 @@ async function place(t: TestContext, more: Partial<ImportOptions> = {}): Promise
       now: NOW,
       random: randomBytes,
       check: checkModel,
+      checkExamples: () => Promise.resolve({ ok: true, examples: [] }),
       ...more,
     },
   }

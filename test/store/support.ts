@@ -38,6 +38,7 @@ export function aBento(tag: Tag, second = 0): Bento {
     labels: {},
     models: [],
     envs: [],
+    selfTest: false,
     docker: {
       distro: "debian",
       baseImage: null,
