@@ -1,8 +1,11 @@
 /** `bentoctl containerize`: from a Bento of the store to an image of the engine. */
+import path from "node:path"
 import { Option, UsageError } from "clipanion"
-import { formatTag, parseTagRef } from "../store/tag.ts"
+import type { PlanContainerOptions } from "../images/containerize.ts"
+import { formatTag, parseTagRef, type Tag } from "../store/tag.ts"
 import { oneOf, parseLabels, type CommandHelp } from "./command.ts"
-import { checkLabels, ImageCommand } from "./image-command.ts"
+import { checkLabels, givenFlags, ImageCommand } from "./image-command.ts"
+import { formatSize } from "./output.ts"
 import { PUSH_MEANING } from "./report.ts"
 
 export class ContainerizeCommand extends ImageCommand {
@@ -26,6 +29,10 @@ export class ContainerizeCommand extends ImageCommand {
         "on a newer base, with a token for the set-up script from the environment",
         "bentoctl containerize iris --pull --build-arg TOKEN",
       ],
+      [
+        "a folder for a machine that builds images: docker build DIR",
+        "bentoctl containerize iris --output-dir context",
+      ],
       ["the Dockerfile alone; no engine is needed", "bentoctl containerize iris --print-dockerfile"],
     ],
   }
@@ -41,6 +48,10 @@ export class ContainerizeCommand extends ImageCommand {
   printDockerfile: boolean = Option.Boolean("--print-dockerfile", false, {
     description: "print the Dockerfile and build nothing",
   })
+  outputDir: string | undefined = Option.String("--output-dir", {
+    description:
+      "<DIR> write all that the image is built from into this folder, models too, for `docker build DIR`; build nothing",
+  })
   output: string | undefined = Option.String("-o,--output", {
     description:
       "<tag|json> print the result for programs instead of people; shows no progress unless asked to",
@@ -53,6 +64,7 @@ export class ContainerizeCommand extends ImageCommand {
     if (this.printDockerfile && this.push) {
       throw new UsageError("--print-dockerfile and --push exclude each other")
     }
+    if (this.outputDir !== undefined) this.#refuseWithoutImage()
     const { context } = this
     const [{ imageJson, imageOptions, imageText, makeImage, pushTargets }, { openBentoStore }] =
       await Promise.all([import("./image.ts"), import("../store/store.ts")])
@@ -66,6 +78,13 @@ export class ContainerizeCommand extends ImageCommand {
       this.print(dockerfileOf(await planContainer(imageOptions(context, asked))))
       return 0
     }
+    if (this.outputDir !== undefined) {
+      return this.#writeContext(
+        bento,
+        path.resolve(context.cwd, this.outputDir),
+        imageOptions(context, asked),
+      )
+    }
     const quiet = this.quiet || output !== "text"
     const push = await pushTargets(context, this.push, this.imageTag)
     const built = await makeImage(context, { ...asked, quiet, push })
@@ -74,4 +93,47 @@ export class ContainerizeCommand extends ImageCommand {
     else this.say(imageText(bento, built))
     return 0
   }
+
+  /** What only an image could have. */
+  #refuseWithoutImage(): void {
+    if (this.outputDir === "") throw new UsageError("--output-dir needs a folder")
+    const { "--platform": _, "--build-arg": __, ...others } = this.imageFlags()
+    const flags = { "--print-dockerfile": this.printDockerfile, "--push": this.push, ...others }
+    const [flag] = givenFlags(flags)
+    if (flag !== undefined) throw new UsageError(`--output-dir builds nothing: leave out ${flag}`)
+    if (this.output === "tag") throw new UsageError("--output-dir names no image: use -o json")
+  }
+
+  async #writeContext(bento: Tag, folder: string, options: PlanContainerOptions): Promise<number> {
+    const { containerizeInto } = await import("../images/containerize.ts")
+    const { signal } = this.context
+    const written = await containerizeInto(folder, { ...options, signal })
+    const { platform, tags, fileCount, sizeBytes, secrets, buildArgs } = written
+    if (secrets.length > 0) {
+      this.warn(
+        `what only the build may know is in ${secrets.join(" and ")}: give this folder to nobody else`,
+      )
+    }
+    if (this.output === "json") {
+      const how = { platform, tags, files: fileCount, size_bytes: sizeBytes, secrets, build_args: buildArgs }
+      this.printJson({ bento: formatTag(bento), output_dir: folder, ...how })
+      return 0
+    }
+    const args = [
+      ...tags.map((tag) => `-t ${tag}`),
+      ...(this.platform === undefined ? [] : [`--platform ${platform}`]),
+      ...buildArgs.map((name) => `--build-arg ${name}`),
+      shellText(folder),
+    ]
+    this.say(
+      `Successfully wrote the build context of Bento(tag="${formatTag(bento)}").\n  ${folder}\n` +
+        `  ${fileCount} files, ${formatSize(sizeBytes)}\n\nBuild it:\n  docker build ${args.join(" ")}`,
+    )
+    return 0
+  }
+}
+
+/** A word of a command that people copy. */
+function shellText(text: string): string {
+  return /^[\w./@:+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
 }

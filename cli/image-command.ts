@@ -120,16 +120,13 @@ function parseBuildArgs(
   return Object.fromEntries(args)
 }
 
-/** Checks labels of an image; those of ours say what it holds, and are not to be given. */
+/** Checks labels of an image. */
 export async function checkLabels(
   labels: Readonly<Record<string, string>>,
 ): Promise<Readonly<Record<string, string>>> {
   const { controlProblem, labelKeyProblem } = await import("../images/grammar.ts")
   for (const [key, value] of Object.entries(labels)) {
-    const problem =
-      labelKeyProblem(key) ??
-      controlProblem(value) ??
-      (key.startsWith("bentoctl.") ? `${key} is set by bentoctl itself` : null)
+    const problem = labelKeyProblem(key) ?? controlProblem(value)
     if (problem !== null) throw new UsageError(`--label ${JSON.stringify(key)}: ${problem}`)
   }
   return labels

@@ -11,6 +11,7 @@ import type { Assembling } from "./assemble.ts"
 import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builder.ts"
 import { openCache } from "./cache.ts"
 import { createContext, dockerfileOf } from "./context.ts"
+import { writeContext } from "./context-folder.ts"
 import { lockedPackages, openapiOf, runtimeFacts, withFacts } from "./facts.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
@@ -122,6 +123,38 @@ async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<
   )
   const dir = bentos.dir(tag)
   return { bento, openapi: await openapiOf(dir), dir, models }
+}
+
+/** A build context that lies in a folder. */
+export interface WrittenContext {
+  readonly platform: Platform
+  /** Names that the image is to get. */
+  readonly tags: readonly string[]
+  readonly fileCount: number
+  readonly sizeBytes: number
+  /** Its files that nobody else should see: values of build-time variables, credentials of registries. */
+  readonly secrets: readonly string[]
+  /** Names of build arguments that are still to be given where it is built. */
+  readonly buildArgs: readonly string[]
+}
+
+/** Writes all that the image of a Bento is built from, models too, into a folder; asks no engine. */
+export async function containerizeInto(
+  folder: string,
+  options: PlanContainerOptions & { readonly signal?: AbortSignal | undefined },
+): Promise<WrittenContext> {
+  const { plan, buildArgs = {} } = await planWithModels(options)
+  const context = await createContext(plan)
+  await writeContext(context, folder, options.signal)
+  const files = context.entries.filter((entry) => entry.kind === "file")
+  return {
+    platform: plan.platform,
+    tags: plan.tags,
+    fileCount: files.length,
+    sizeBytes: context.sizeBytes,
+    secrets: files.filter(({ secret, size }) => secret === true && size > 0).map(({ path }) => path),
+    buildArgs: Object.keys(buildArgs),
+  }
 }
 
 /** Builds the image of a Bento. The last event is `built`, or it throws. */

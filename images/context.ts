@@ -38,6 +38,8 @@ export type ContextEntry =
       readonly source: { readonly file: string; readonly stamp: FileStamp } | { readonly bytes: Buffer }
       /** What is made with it does not depend on it. */
       readonly immaterial?: true
+      /** For the build alone, and for nobody else to read. */
+      readonly secret?: true
     }
 
 export type FileEntry = Extract<ContextEntry, { kind: "file" }>
@@ -104,13 +106,13 @@ async function read(source: FileSource): Promise<ContextEntry[]> {
     case "text":
       return [textEntry(source.to, source.text)]
     case "credentials":
-      return [{ ...textEntry(source.to, source.text), immaterial: true }]
+      return [{ ...textEntry(source.to, source.text), immaterial: true, secret: true }]
     case "sbom": {
       const { formatSbom } = await import("./sbom.ts")
       return [textEntry(source.to, formatSbom(source.parts))]
     }
     case "secret":
-      return [textEntry(source.to, shellAssignments(source.values))]
+      return [{ ...textEntry(source.to, shellAssignments(source.values)), secret: true }]
     case "folder":
       return [{ kind: "folder", path: source.to }]
   }

@@ -95,6 +95,10 @@ export const ERROR_CODES = {
     "An image was not pushed to the end.",
     "Read the reason; run it again, layers that arrived are not sent again.",
   ],
+  OUTPUT_UNUSABLE: [
+    "The folder that a build context was to be written to cannot be used.",
+    "Name a folder that is empty, or not there yet.",
+  ],
   RUNTIME_MISSING: ["The runtime bundle is not built.", "`npm run build`."],
   PORT_IN_USE: ["Another process listens on the port.", "Stop it, or choose another port with `-p`."],
   MODEL_LOAD_FAILED: [

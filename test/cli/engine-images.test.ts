@@ -71,7 +71,7 @@ describe("options of an image that cannot be meant", () => {
     ["a b=x", /no spaces/],
     ["a$b=x", /no spaces, quotes/],
     ["a=line\nbreak", /line break/],
-    ["bentoctl.bento=x", /set by bentoctl itself/],
+    ["bentoctl.bento=x", /begin with bentoctl/],
   ] as const) {
     test(`--label ${JSON.stringify(label)} is an error of the command line`, async () => {
       const { code, stderr } = await run(["containerize", "x", "--label", label])
@@ -87,4 +87,21 @@ describe("options of an image that cannot be meant", () => {
       assert.match(stderr, new RegExp(`${args[0]} needs --containerize`))
     }
   })
+})
+
+test("--output-dir builds nothing, so what only an image could have is an error of the command line", async () => {
+  for (const args of [
+    ["--pull"],
+    ["--push"],
+    ["--print-dockerfile"],
+    ["--builder", "auto"],
+    ["--network", "none"],
+  ]) {
+    const { code, stderr } = await run(["containerize", "x", "--output-dir", "/nonexistent", ...args])
+    assert.equal(code, 2)
+    assert.match(stderr, new RegExp(`--output-dir builds nothing: leave out ${args[0]}`))
+  }
+  const { code, stderr } = await run(["containerize", "x", "--output-dir="])
+  assert.equal(code, 2)
+  assert.match(stderr, /--output-dir needs a folder/)
 })

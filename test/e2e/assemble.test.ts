@@ -7,7 +7,6 @@ import { chmod, cp, mkdir, open, readFile, readdir, stat, utimes, writeFile } fr
 import path from "node:path"
 import { buffer } from "node:stream/consumers"
 import { after, before, describe, test } from "node:test"
-import { extract } from "tar-stream"
 import { buildBento } from "../../images/build.ts"
 import type { BuilderName, BuildEvent } from "../../images/builder.ts"
 import { containerize, containerizeModel } from "../../images/containerize.ts"
@@ -18,7 +17,7 @@ import { tarStream } from "../../images/tar.ts"
 import type { TarHeader } from "../../images/tar.ts"
 import { BentoError } from "../../store/errors.ts"
 import type { Tag } from "../../store/tag.ts"
-import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, filesOf, root, run, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const home = path.join(folder, "bentoml")
@@ -104,34 +103,6 @@ async function collect(walk: AsyncIterable<BuildEvent>): Promise<Made> {
       : [],
   )
   return { id: built.imageId, builder: built.builder, events, layers }
-}
-
-/** Each entry of the image's file system: path → type, mode, owner, link target, content. */
-async function filesOf(
-  image: string,
-  keep: (name: string) => boolean = () => true,
-): Promise<Map<string, string>> {
-  const id = await docker("create", "--entrypoint", "none", image)
-  const found = new Map<string, string>()
-  try {
-    const child = spawn("docker", ["export", id], { stdio: ["ignore", "pipe", "inherit"] })
-    const reader = extract()
-    child.stdout.pipe(reader)
-    for await (const entry of reader) {
-      const { name, type, mode, uid, gid, linkname } = entry.header
-      const hash = createHash("sha256")
-      for await (const chunk of entry) hash.update(chunk as Uint8Array)
-      const digest = type === "file" ? hash.digest("hex") : ""
-      if (keep(name))
-        found.set(
-          name,
-          [type, ((mode ?? 0) & 0o7777).toString(8), `${uid}:${gid}`, linkname ?? "", digest].join(" "),
-        )
-    }
-  } finally {
-    await docker("rm", id)
-  }
-  return found
 }
 
 async function inspect(

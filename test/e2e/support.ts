@@ -1,10 +1,12 @@
 /** What the end-to-end tests share: the built command line, the engine's own client, and folders that go afterwards. */
-import { execFile } from "node:child_process"
+import { execFile, spawn } from "node:child_process"
+import { createHash } from "node:crypto"
 import { mkdtemp, rm } from "node:fs/promises"
 import net from "node:net"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { promisify } from "node:util"
+import { extract } from "tar-stream"
 
 export const root = path.resolve(import.meta.dirname, "../..")
 const exec = promisify(execFile)
@@ -53,6 +55,34 @@ export async function docker(...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await run("docker", args)
   if (code !== 0) throw new Error(`docker ${args.join(" ")}: ${stderr}`)
   return stdout.trim()
+}
+
+/** Each entry of the image's file system: path → type, mode, owner, link target, content. */
+export async function filesOf(
+  image: string,
+  keep: (name: string) => boolean = () => true,
+): Promise<Map<string, string>> {
+  const id = await docker("create", "--entrypoint", "none", image)
+  const found = new Map<string, string>()
+  try {
+    const child = spawn("docker", ["export", id], { stdio: ["ignore", "pipe", "inherit"] })
+    const reader = extract()
+    child.stdout.pipe(reader)
+    for await (const entry of reader) {
+      const { name, type, mode, uid, gid, linkname } = entry.header
+      const hash = createHash("sha256")
+      for await (const chunk of entry) hash.update(chunk as Uint8Array)
+      const digest = type === "file" ? hash.digest("hex") : ""
+      if (keep(name))
+        found.set(
+          name,
+          [type, ((mode ?? 0) & 0o7777).toString(8), `${uid}:${gid}`, linkname ?? "", digest].join(" "),
+        )
+    }
+  } finally {
+    await docker("rm", id)
+  }
+  return found
 }
 
 /** A folder for one test file; give `remove` to `after`. */
