@@ -10,7 +10,6 @@ import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { parentPort } from "node:worker_threads"
 import { InferenceSession, Tensor } from "onnxruntime-node"
-import { removeZipMaps } from "../store/onnx.ts"
 import { CUDA_LIBRARIES, libraryFolder } from "./cuda.ts"
 import {
   type FromWorker,
@@ -109,6 +108,8 @@ function dataOf({ type, data }: Tensor): WireTensor["data"] {
 async function load(settings: WorkerSettings, notes: string[]): Promise<InferenceSession> {
   const session = await create(settings.file, settings, notes)
   if (session.outputMetadata.every((output) => output.isTensor)) return session
+  // Few models need it, and it brings YAML along.
+  const { removeZipMaps } = await import("../store/onnx.ts")
   const { bytes, removed } = removeZipMaps(await readFile(settings.file))
   if (removed.length === 0) return session
   await session.release()
