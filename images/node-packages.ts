@@ -11,6 +11,7 @@ import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import type { NodePackages } from "../store/bento.ts"
 import type { Bentofile } from "./bentofile.ts"
+import { openCache } from "./cache.ts"
 import { splitNodePackage } from "./grammar.ts"
 import { npmrcOf, registrySettings } from "./npmrc.ts"
 import { INSTALLER } from "./plan.ts"
@@ -225,7 +226,9 @@ function readNpmLock(text: string, manifest: PackageJson): ReadLock {
 }
 
 function readPnpmLock(text: string, manifest: PackageJson, asked: string | undefined): ReadLock {
-  const document = parseAllDocuments(text).at(-1)
+  // What the project asks for stands before what it comes to, which is long; pnpm may put a document of its own first.
+  const own = text.split(/^---$/m).at(-1) ?? ""
+  const document = parseAllDocuments(own.split(/^(?:packages|snapshots):/m)[0] ?? "").at(-1)
   const lock = document?.toJS() as {
     lockfileVersion?: string
     importers?: Record<string, Record<string, Record<string, { specifier?: string }> | undefined>>
@@ -295,12 +298,14 @@ export interface PackageTools {
   readonly env: Readonly<Record<string, string | undefined>>
   /** Settings of registries with their credentials; for the time of the command in a file that only we can read. */
   readonly npmrc: string
+  /** What this project was locked to before is good enough. */
+  readonly keepLock?: boolean | undefined
   readonly signal?: AbortSignal | undefined
   /** Gets what the package manager printed, if it failed. */
   readonly stderr?: NodeJS.WritableStream | undefined
 }
 
-/** Which exact versions `node.packages` means today. Throws PACKAGES_FAILED. */
+/** Which exact versions `node.packages` means today, or meant when the project was locked before. Throws PACKAGES_FAILED. */
 export async function lockPackages(
   { node: { packages, line }, path: bentofile }: Pick<Bentofile, "node" | "path">,
   contextDir: string,
@@ -310,6 +315,21 @@ export async function lockPackages(
     packages.map(splitNodePackage).map(({ name, range }) => [name, range]),
   )
   const manifest = `${JSON.stringify({ private: true, dependencies }, null, 2)}\n`
+  const settings = registrySettings((await readText(path.join(contextDir, ".npmrc"))) ?? "")
+  const found = (lock: string): FoundPackages => {
+    const { manager, version, holds } = readNpmLock(lock, { dependencies })
+    return {
+      manager,
+      version,
+      holds,
+      settings,
+      files: { "package.json": manifest, "package-lock.json": lock },
+    }
+  }
+  const cache = openCache(tools.home)
+  const key = JSON.stringify([manifest, settings])
+  const known = tools.keepLock === true ? await cache.read(`node.packages ${contextDir}`, key) : null
+  if (known !== null) return found(known)
   return inFolder(tools, "lock", async (folder) => {
     // npm writes the name of the folder into the lock.
     const made = path.join(folder, "packages")
@@ -321,24 +341,28 @@ export async function lockPackages(
       "--no-fund",
       `--cache=${path.join(cacheOf(tools), "npm")}`,
     ]
-    const env = { ...tools.env, NPM_CONFIG_USERCONFIG: await writeNpmrc(folder, tools) }
+    const userconfig = await writeNpmrc(folder, tools)
+    const env = { ...tools.env, NPM_CONFIG_USERCONFIG: userconfig, npm_config_update_notifier: "false" }
     const args = ["install", "--package-lock-only", ...options]
-    const ended = await run("npm", args, made, { ...tools, env })
+    const ended = await run("npm", args, made, { ...tools, env, stderr: undefined })
     if (ended.code !== 0) {
-      throw new IssueError("PACKAGES_FAILED", "node.packages cannot be locked:", [
-        {
-          ...(bentofile === null ? {} : { file: bentofile }),
-          ...(line === null ? {} : { line }),
-          field: "node.packages",
-          message: reasonOf(ended),
-        },
-      ])
+      throw new IssueError(
+        "PACKAGES_FAILED",
+        "node.packages cannot be locked:",
+        [
+          {
+            ...(bentofile === null ? {} : { file: bentofile }),
+            ...(line === null ? {} : { line }),
+            field: "node.packages",
+            message: reasonOf(ended),
+          },
+        ],
+        { hint: "Check names and ranges, and that the registry can be reached." },
+      )
     }
     const lock = await readFile(path.join(made, "package-lock.json"), "utf8")
-    const { manager, version, holds } = readNpmLock(lock, { dependencies })
-    const settings = registrySettings((await readText(path.join(contextDir, ".npmrc"))) ?? "")
-    const files = { "package.json": manifest, "package-lock.json": lock }
-    return { manager, version, holds, settings, files }
+    await cache.write(`node.packages ${contextDir}`, key, lock)
+    return found(lock)
   })
 }
 
@@ -447,5 +471,5 @@ function reasonOf({ code, printed }: Ended): string {
   const ours = lines.findIndex((line) => line.startsWith("bentoctl: "))
   if (ours >= 0) return lines.slice(ours).join("\n").replace("bentoctl: ", "").trim()
   const said = lines.filter((line) => /^npm (error|ERR!) /.test(line) && !/ (code|A complete log)/.test(line))
-  return said[0]?.replace(/^npm (error|ERR!) (\d+ )?/, "") ?? `npm ended with code ${code}`
+  return said[0]?.replace(/^npm (error|ERR!) (\d+ |notarget )?/, "") ?? `npm ended with code ${code}`
 }

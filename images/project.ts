@@ -36,6 +36,8 @@ export interface ProjectOptions {
   /** Gets what the user's module prints while it is described. */
   readonly stderr?: NodeJS.WritableStream | undefined
   readonly describeTimeoutMs?: number | undefined
+  /** `node.packages` may stay what it was locked to before. */
+  readonly keepLock?: boolean | undefined
   /** Called when there is time for something else, while the service is described. */
   readonly meanwhile?: (() => void) | undefined
 }
@@ -126,7 +128,7 @@ async function packagesOf(
   return { found: locked, dir: await installHere(locked, tools) }
 }
 
-type ToolOptions = Pick<ProjectOptions, "home" | "nodePath" | "env" | "signal" | "stderr">
+type ToolOptions = Pick<ProjectOptions, "home" | "nodePath" | "env" | "signal" | "stderr" | "keepLock">
 
 /** Where the packages of a Bento are installed for this machine; undefined where it needs none. */
 export async function packagesOfBento(dir: string, options: ToolOptions): Promise<string | undefined> {
@@ -140,9 +142,9 @@ export async function packagesOfBento(dir: string, options: ToolOptions): Promis
 }
 
 async function packageTools(options: ToolOptions, contextDir: string | null): Promise<PackageTools> {
-  const { home, nodePath, env, signal, stderr } = options
+  const { home, nodePath, env, signal, stderr, keepLock } = options
   const { readNpmrc } = await import("./npmrc.ts")
-  return { home, nodePath, env, signal, stderr, npmrc: await readNpmrc(env, contextDir) }
+  return { home, nodePath, env, signal, stderr, keepLock, npmrc: await readNpmrc(env, contextDir) }
 }
 
 /** The project's service described, and with it the models that only its runners name. */
@@ -192,7 +194,7 @@ function missingHint({ packages }: Project): string {
 
 /** What the server needs to serve the project where it stands. */
 export async function serveSpecOf(options: ProjectOptions): Promise<ServeSpec> {
-  const opened = await openProject(options)
+  const opened = await openProject({ ...options, keepLock: true })
   // Without code all models are listed; a service may name some in its runners only.
   if (opened.service === null) {
     await checkSelfTest(opened)

@@ -218,11 +218,16 @@ function resolvePackagesIn(dir: string): void {
       } catch (error) {
         const isPackage = /^(?!node:)(@[^/]+\/)?[^./@][^:]*$/.test(specifier)
         if (!isPackage || context.parentURL?.startsWith(pathToFileURL(dir).href) === true) throw error
-        // `require` takes its parent from elsewhere.
-        if (context.conditions.includes("require")) {
-          return { url: pathToFileURL(createRequire(inside).resolve(specifier)).href, shortCircuit: true }
+        try {
+          // `require` takes its parent from elsewhere.
+          if (context.conditions.includes("require")) {
+            return { url: pathToFileURL(createRequire(inside).resolve(specifier)).href, shortCircuit: true }
+          }
+          return next(specifier, { ...context, parentURL: pathToFileURL(inside).href })
+        } catch {
+          // The first error names the file that asks for it.
+          throw error
         }
-        return next(specifier, { ...context, parentURL: pathToFileURL(inside).href })
       }
     },
   })

@@ -1,6 +1,8 @@
 /** npm packages of a service: from lock file to running container, with each package manager, and with a private registry. */
 import assert from "node:assert/strict"
+import { spawn } from "node:child_process"
 import { createHash } from "node:crypto"
+import { once } from "node:events"
 import { cp, mkdir, readFile, readdir, symlink, writeFile } from "node:fs/promises"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
@@ -102,6 +104,30 @@ async function ask(image: string, route: string, body: unknown): Promise<unknown
   return value
 }
 
+/** Asks the service of a project or a Bento that `bentoctl serve` serves here. */
+async function askServed(target: string, body: unknown): Promise<unknown> {
+  const main = path.join(root, "dist/cli/main.js")
+  const child = spawn(process.execPath, [main, "serve", target, "-p", "0"], {
+    env: { ...process.env, ...env },
+    stdio: ["ignore", "pipe", "inherit"],
+  })
+  const ended = once(child, "close")
+  try {
+    let printed = ""
+    for await (const chunk of child.stdout.setEncoding("utf8")) {
+      printed += String(chunk)
+      const url = /on (http:\/\/\S+)/.exec(printed)?.[1]
+      if (url === undefined) continue
+      const answer = await fetch(`${url}/ms`, { method: "POST", body: JSON.stringify(body) })
+      return await answer.json()
+    }
+    return assert.fail(`bentoctl serve ${target} ended: ${printed}`)
+  } finally {
+    child.kill()
+    await ended
+  }
+}
+
 before(async () => {
   if (unavailable !== false) return
   const base = process.env["BENTOCTL_BASE_IMAGE"] ?? "node:24-bookworm-slim"
@@ -189,6 +215,7 @@ describe("the packages of a lock file are in the image", { skip: unavailable }, 
       /"version": "2\.1\.3"/,
     )
     assert.equal(await ask(image, "ms", "1 min"), 60_000)
+    for (const target of [dir, image]) assert.equal(await askServed(target, "1 min"), 60_000)
   })
 })
 

@@ -24,7 +24,7 @@ interface Described {
 /** Runs `--describe` on a service file of this text. */
 async function describeText(
   text: string,
-  options: { files?: Record<string, string>; service?: string } = {},
+  options: { files?: Record<string, string>; service?: string; packagesDir?: string } = {},
 ): Promise<Described> {
   const srcDir = await mkdtemp(path.join(folder, "src-"))
   const files = { "service.ts": text, ...options.files }
@@ -38,6 +38,7 @@ async function describeText(
     service: options.service ?? "service.ts:svc",
     srcDir,
     models: [],
+    ...(options.packagesDir === undefined ? {} : { packagesDir: path.join(srcDir, options.packagesDir) }),
   }
   return describeSpec(spec)
 }
@@ -257,5 +258,40 @@ describe("a model in a service without code", () => {
     })
     assert.ok(!result.ok)
     assert.match(result.message, /model iris:v1 is not in /)
+  })
+})
+
+describe("packages that lie elsewhere", () => {
+  const files = {
+    "installed/node_modules/@a/esm/package.json":
+      '{"name":"@a/esm","type":"module","exports":{"./x":"./x.js"}}',
+    "installed/node_modules/@a/esm/x.js": 'import { b } from "b"\nexport const name = b',
+    "installed/node_modules/b/index.js": 'exports.b = "from-b"',
+    "old.cjs": 'module.exports = require("b").b',
+  }
+  const importing = (lines: string): string =>
+    `${lines}\n${GOOD.replace('"greeter"', "name").replace("console.log", "void ")}`
+
+  for (const [how, lines] of [
+    ["imported", 'import { name } from "@a/esm/x"'],
+    ["required", 'import name from "./old.cjs"'],
+  ] as const) {
+    test(`are found when they are ${how}`, async () => {
+      const { result } = await describeText(importing(lines), { files, packagesDir: "installed" })
+      assert.ok(result.ok, JSON.stringify(result))
+      assert.equal(result.service.name, "from-b")
+    })
+  }
+
+  test("and are missing are told with the line that asks for them", async () => {
+    const text = importing('\nimport { name } from "nowhere"')
+    const { result } = await describeText(text, { files, packagesDir: "installed" })
+    assert.deepEqual(result, {
+      ok: false,
+      message: "Cannot find package 'nowhere'",
+      file: "service.ts",
+      line: 2,
+      column: 23,
+    })
   })
 })
