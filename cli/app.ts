@@ -6,6 +6,7 @@
  */
 import { styleText } from "node:util"
 import { Cli, UsageError } from "clipanion"
+import { BentofileSchemaCommand } from "./bentofile.ts"
 import { BentosDeleteCommand, BentosGetCommand, BentosListCommand } from "./bentos.ts"
 import { BuildCommand } from "./build.ts"
 import type { BaseCommand, CommandType } from "./command.ts"
@@ -35,6 +36,7 @@ export const COMMANDS: readonly CommandType[] = [
   ModelsDeleteCommand,
   ModelsContainerizeCommand,
   BuildCommand,
+  BentofileSchemaCommand,
   BentosListCommand,
   BentosGetCommand,
   BentosDeleteCommand,

@@ -9,9 +9,11 @@ import path from "node:path"
 import { z } from "zod"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
+import { DISTROS, PLATFORMS } from "../store/bento.ts"
 import type { DockerOptions, EnvStage } from "../store/bento.ts"
 import { checkName, nearestNames, parseTagRef } from "../store/tag.ts"
 import { resolveCuda } from "./cuda.ts"
+import { distroProblem, dockerConflicts, nodeVersionProblem, packageManagerOf } from "./distro.ts"
 import { parseDotenv } from "./dotenv.ts"
 import {
   aliasProblem,
@@ -66,10 +68,12 @@ export const EMPTY_BENTOFILE: Bentofile = {
   docker: {
     distro: "debian",
     baseImage: null,
+    nodeVersion: null,
     cudaVersion: null,
     env: {},
     systemPackages: [],
     setupScript: null,
+    platforms: [],
   },
   node: { packages: [], line: null },
   selfTest: null,
@@ -83,16 +87,10 @@ const INSTEAD: Readonly<Record<string, string>> = {
     "the image holds no Python: convert the model to ONNX and import it; system libraries go into `docker.system_packages`",
   args: "template arguments are not supported: write the values out, or give them to the server as `envs`",
   "docker.python_version":
-    "the image holds Node and no Python; `docker.base_image` names another base, which must have Node 24",
+    "the image holds Node and no Python; `docker.node_version` names the version of that",
   "docker.dockerfile_template":
     "use `docker.system_packages`, `docker.setup_script`, `docker.env` or a `docker.base_image` of your own",
   "models.filter": "it is a query of BentoCloud; name the tag, or a prefix of its version",
-}
-
-const DISTROS: Readonly<Record<string, string>> = {
-  alpine: "ONNX Runtime is built for glibc, and alpine has musl; use debian",
-  ubi8: "only debian; for another system name an image that has Node 24 in `docker.base_image`",
-  amazonlinux: "only debian; for another system name an image that has Node 24 in `docker.base_image`",
 }
 
 // The schema ----------------------------------------------------------------------------------------------------
@@ -123,8 +121,10 @@ const modelSchema = z.union([
 ])
 
 const envSchema = z.strictObject({
-  name: checked(envNameProblem),
-  value: written.nullish(),
+  name: checked(envNameProblem)
+    .meta({ pattern: "^[A-Za-z_][A-Za-z0-9_]*$" })
+    .describe("Name of the environment variable"),
+  value: written.nullish().describe("Its value; a build-time one is looked up in the environment first"),
   stage: z
     .enum(["all", "build", "runtime"])
     .nullish()
@@ -132,34 +132,42 @@ const envSchema = z.strictObject({
 })
 
 const dockerSchema = z.strictObject({
-  distro: checked((text) =>
-    text === "debian"
-      ? null
-      : (own(DISTROS, text) ?? `no such distribution ${JSON.stringify(text)}; use debian`),
-  )
+  distro: checked(distroProblem)
+    .meta({ enum: [...DISTROS] })
     .nullish()
-    .meta({ enum: ["debian", null] }),
-  base_image: checked(baseImageProblem).nullish().describe("The image to build on; it must have Node 24"),
+    .describe("The system of the image; distroless is the smallest one, and has no shell"),
+  base_image: checked(baseImageProblem)
+    .nullish()
+    .describe("The image to build on; it must be of that system and have Node 24"),
+  node_version: checked(nodeVersionProblem)
+    .meta({ type: ["string", "number"] })
+    .nullish()
+    .describe("The version of Node in the image, 24 or newer"),
   env: z
     .union([z.record(z.string(), written.nullable()), z.array(z.string()), z.string()])
     .nullish()
     .describe("A map, a list of KEY=VALUE, or the path of a dotenv file"),
   system_packages: z
-    .array(checked(systemPackageProblem))
+    .array(z.string())
     .nullish()
-    .describe("Debian packages: `name` or `name=version`"),
+    .describe("Packages of the system: for debian `name` or `name=version`, for ubi9 as microdnf takes them"),
   cuda_version: checked((text) => {
     const choice = resolveCuda(text)
     return choice.ok ? null : choice.reason
   })
     .meta({ type: ["string", "number"] })
     .nullish()
-    .describe("Builds on NVIDIA's image of this CUDA version"),
+    .describe("Builds on NVIDIA's image of this CUDA version, as 12.8 or 12.8.1"),
   setup_script: z
     .string()
     .min(1)
     .nullish()
     .describe("A script to run as root while building, inside the context"),
+  platforms: z
+    .array(z.enum(PLATFORMS))
+    .min(1)
+    .nullish()
+    .describe("What images of the Bento may be built for; the first one is the default"),
 })
 
 const nodeSchema = z.strictObject({
@@ -180,16 +188,19 @@ const bentofileSchema = z
       .nullish()
       .describe("Name of the Bento"),
     description: z
-      .union([z.string(), z.strictObject({ file: z.string().min(1) })])
+      .union([
+        z.string(),
+        z.strictObject({ file: z.string().min(1).describe("A file of the folder that holds it") }),
+      ])
       .nullish()
       .describe("Markdown, or `file: path`"),
-    labels: z.record(z.string(), written).nullish(),
+    labels: z.record(z.string(), written).nullish().describe("Labels of the Bento and of its image"),
     include: z.array(pattern).nullish().describe("What to take, as gitignore patterns; all by default"),
     exclude: z.array(pattern).nullish().describe("What to leave out of it, as gitignore patterns"),
     models: z.array(modelSchema).nullish().describe("Models of the Bento, from the store"),
-    envs: z.array(envSchema).nullish(),
-    docker: dockerSchema.nullish(),
-    node: nodeSchema.nullish(),
+    envs: z.array(envSchema).nullish().describe("Environment variables, while building and in the server"),
+    docker: dockerSchema.nullish().describe("The image"),
+    node: nodeSchema.nullish().describe("npm packages of the service"),
     selftest: z
       .boolean()
       .nullish()
@@ -201,7 +212,8 @@ type WrittenBentofile = z.output<typeof bentofileSchema>
 
 /** JSON Schema (2020-12) of bentofile.yaml, for editors; made from the schema that checks it. */
 export function bentofileJsonSchema(): object {
-  return z.toJSONSchema(bentofileSchema, { io: "input", unrepresentable: "any" })
+  const schema = z.toJSONSchema(bentofileSchema, { io: "input", unrepresentable: "any" })
+  return { $schema: schema.$schema, $id: "urn:bentoctl:bentofile", ...schema }
 }
 
 // Reading -------------------------------------------------------------------------------------------------------
@@ -228,6 +240,7 @@ export async function readBentofile(file: string, options: { contextDir?: string
     ["envs", "*", "value"],
     ["docker", "env", "*"],
     ["docker", "cuda_version"],
+    ["docker", "node_version"],
   ])
   const issues: Issue[] = [...source.issues]
   let bentofile: Bentofile | undefined
@@ -437,6 +450,22 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
     }
   })
   const selfTestAt = c.source.position(["selftest"]) ?? { line: 1, column: 1 }
+  const options: DockerOptions = {
+    distro: DISTROS.find((known) => known === docker.distro) ?? "debian",
+    baseImage: docker.base_image ?? null,
+    nodeVersion: docker.node_version ?? null,
+    cudaVersion: cuda.ok ? cuda.version : null,
+    env,
+    systemPackages: [...new Set(docker.system_packages ?? [])].sort(),
+    setupScript: await setupScript(docker.setup_script ?? null, c),
+    platforms: [...new Set(docker.platforms ?? [])],
+  }
+  for (const { key, message } of dockerConflicts(options)) report(c, ["docker", key], message)
+  const manager = packageManagerOf(options.distro)
+  ;(docker.system_packages ?? []).forEach((name, index) => {
+    const problem = manager === null ? null : systemPackageProblem(name, manager)
+    if (problem !== null) report(c, ["docker", "system_packages", index], problem)
+  })
   return {
     path: c.file,
     service: written.service ?? null,
@@ -450,14 +479,7 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
     exclude: written.exclude ?? [],
     models,
     envs,
-    docker: {
-      distro: "debian",
-      baseImage: docker.base_image ?? null,
-      cudaVersion: cuda.ok ? cuda.version : null,
-      env,
-      systemPackages: [...new Set(docker.system_packages ?? [])].sort(),
-      setupScript: await setupScript(docker.setup_script ?? null, c),
-    },
+    docker: options,
     node: {
       packages,
       line: packages.length === 0 ? null : (c.source.position(["node", "packages"], "key")?.line ?? null),

@@ -13,7 +13,7 @@ import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
-import { DEFAULT_PLATFORM, PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
+import { defaultPlatform, PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -77,7 +77,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   })
   const files = walk.entries.map((entry) => entry.path)
   checkTaken(project, description, files)
-  const { platform = DEFAULT_PLATFORM } = options
+  const { platform = defaultPlatform(bentofile.docker) } = options
   const cache = openCache(options.home)
   const [git, license, models, runtime] = await Promise.all([
     asked,

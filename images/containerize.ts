@@ -17,7 +17,14 @@ import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
 import { readPackageFiles } from "./node-packages.ts"
 import { readNpmrc } from "./npmrc.ts"
-import { DEFAULT_PLATFORM, imageNames, PACKAGES_DIR, planImage, withModelImages } from "./plan.ts"
+import {
+  DEFAULT_PLATFORM,
+  defaultPlatform,
+  imageNames,
+  PACKAGES_DIR,
+  planImage,
+  withModelImages,
+} from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 
 /** A Bento of the store, read. */
@@ -74,8 +81,9 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   /** Those that the plan does not hold; undefined for none. */
   buildArgs: Readonly<Record<string, string>> | undefined
 }> {
-  const { home, runtimeDir, platform = DEFAULT_PLATFORM } = options
+  const { home, runtimeDir } = options
   const { bento, openapi, dir, models, npmrc } = options.built ?? (await readBento(options))
+  const { platform = defaultPlatform(bento.docker) } = options
   const cache = openCache(home)
   const plan = planImage({
     bento,

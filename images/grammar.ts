@@ -2,6 +2,7 @@
  * What the values may look like that reach a Dockerfile, a label or a shell. Each function says what is wrong, or
  * null. A bentofile is checked with them, and so is a Bento from the store, which another tool may have written.
  */
+import type { PackageManager } from "./distro.ts"
 import { parseImageReference } from "./reference.ts"
 
 /** Names that the image sets itself; another value would break the server or its promises. */
@@ -12,6 +13,9 @@ const RESERVED_ENV = new Set(["BENTO_PATH", "BENTOML_HOME", "BENTOML_CONTAINERIZ
  * the end, which tells it to take a package away.
  */
 const SYSTEM_PACKAGE = /^(?!.*-$)[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+:~-]+)?$/
+
+/** Name, and with dashes version, release and architecture. Nothing that microdnf could take for an option or a pattern. */
+const RPM_PACKAGE = /^[A-Za-z0-9][A-Za-z0-9+._~^-]*$/
 
 // oxlint-disable-next-line no-control-regex -- control characters are what is looked for
 const CONTROL = /[\u0000-\u001f\u007f]/
@@ -78,6 +82,7 @@ export function splitNodePackage(text: string): { name: string; range: string } 
   return { name, range }
 }
 
-export function systemPackageProblem(text: string): string | null {
-  return SYSTEM_PACKAGE.test(text) ? null : `${JSON.stringify(text)} is no name of a Debian package`
+export function systemPackageProblem(text: string, manager: PackageManager): string | null {
+  const [grammar, kind] = manager === "apt" ? [SYSTEM_PACKAGE, "a Debian"] : [RPM_PACKAGE, "an RPM"]
+  return grammar.test(text) ? null : `${JSON.stringify(text)} is no name of ${kind} package`
 }

@@ -6,11 +6,13 @@ import path from "node:path"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import { formatBentoYaml, refusePythonBento } from "../store/bento.ts"
-import type { Bento, JsonObject, NodePackages } from "../store/bento.ts"
+import type { Bento, DockerOptions, JsonObject, NodePackages, Platform } from "../store/bento.ts"
 import { microsecondsOf, tensorSpecs } from "../store/model.ts"
 import { compareText, formatTag } from "../store/tag.ts"
 import type { ContainerConfig, CopiedFolder, DockerfileVars, NamedValue } from "../templates/render.ts"
 import { cudaBaseImage, resolveCuda } from "./cuda.ts"
+import { ONNXRUNTIME_CUDA } from "./cuda-images.ts"
+import { distroImage, dockerConflicts, nodeOf, nodeVersionProblem, packageManagerOf } from "./distro.ts"
 import type { ModelWithFacts, RuntimeFacts } from "./facts.ts"
 import {
   asOneLine,
@@ -25,11 +27,9 @@ import { parseImageReference, splitReference } from "./reference.ts"
 import type { NpmPackage } from "./runtime-bundle.ts"
 import type { SbomParts } from "./sbom.ts"
 
-export type Platform = "linux/amd64" | "linux/arm64"
+export type { Platform } from "../store/bento.ts"
 
 export const DEFAULT_PLATFORM: Platform = "linux/amd64"
-
-export const DEFAULT_BASE_IMAGE = "node:24-bookworm-slim"
 
 /** Where the Bento lies in the image. */
 export const BENTO_PATH = "/home/bentoml/bento"
@@ -116,7 +116,7 @@ export interface PlanOptions {
   /** What the lock file of the service's packages holds. */
   readonly locked: readonly NpmPackage[]
   readonly platform?: Platform | undefined
-  /** What `docker.base_image` overrides, and what overrides `node:24-bookworm-slim`. */
+  /** What `docker.base_image` and `docker.node_version` override, and what overrides `node:24-bookworm-slim`. */
   readonly baseImage?: string | undefined
   /** Default: NAME:VERSION and NAME:latest. */
   readonly tags?: readonly string[] | undefined
@@ -130,11 +130,13 @@ export interface PlanOptions {
 
 export function planImage(options: PlanOptions): ImagePlan {
   const { bento, bentoDir } = options
-  const platform = options.platform ?? DEFAULT_PLATFORM
   checkBento(bento)
-  const nodeImage = nodeImageOf(options.baseImage)
+  const platform = platformOf(bento, options.platform)
+  const { distro, nodeVersion } = bento.docker
+  const nodeImage = nodeImageOf(nodeVersion, options.baseImage)
   const cuda = cudaOf(bento, platform)
-  const baseImage = bento.docker.baseImage ?? (cuda === null ? nodeImage : cudaBaseImage(cuda))
+  const ownImage = distro === "debian" ? nodeImage : distroImage(distro, nodeVersion)
+  const baseImage = bento.docker.baseImage ?? (cuda === null ? ownImage : cudaBaseImage(cuda))
   const { buildEnv: outside = {} } = options
   // The environment of a process has what every object has, too.
   const given = (name: string): string | undefined =>
@@ -146,7 +148,10 @@ export function planImage(options: PlanOptions): ImagePlan {
   const runs =
     docker.systemPackages.length > 0 || docker.setupScript !== null || cuda !== null || node !== undefined
   const createdAt = rfc3339(bento.creationTime)
-  const baseImages = cuda === null ? [baseImage] : [nodeImage, baseImage]
+  // NVIDIA's images and distroless have no npm.
+  const packagesImage = cuda === null && packageManagerOf(distro) !== null ? baseImage : nodeImage
+  const needed = [...(cuda === null ? [] : [nodeImage]), ...(node === undefined ? [] : [packagesImage])]
+  const baseImages = [...new Set(needed.filter((image) => image !== baseImage)), baseImage]
   const layers = layersOf(options, platform, sbomParts(options, baseImages, createdAt))
   const only = (cause: LayerPlan["cause"]): CopiedFolder[] =>
     layers.filter((layer) => layer.cause === cause).map(({ from, to }) => ({ from, to }))
@@ -170,13 +175,13 @@ export function planImage(options: PlanOptions): ImagePlan {
         ...namedValues(bento.docker.env),
         ...bento.envs.filter(({ stage }) => stage === "all").map(pair),
       ],
+      packageManager: packageManagerOf(distro),
       systemPackages: bento.docker.systemPackages,
       packages:
         node === undefined
           ? null
           : {
-              // NVIDIA's images have no npm.
-              image: cuda === null ? baseImage : nodeImage,
+              image: packagesImage,
               command: [node.manager, node.version, platform === "linux/amd64" ? "x64" : "arm64"],
             },
       setupScript: bento.docker.setupScript !== null,
@@ -186,7 +191,7 @@ export function planImage(options: PlanOptions): ImagePlan {
       source: one("source"),
       metadata: one("metadata"),
       config: {
-        ...OUR_CONFIG,
+        ...ourConfig(nodeOf(distro)),
         env: bento.envs.filter(({ stage }) => stage === "runtime").map(pair),
         labels: labelsOf(options, baseImage, createdAt),
       },
@@ -230,19 +235,21 @@ const OUR_ENV: readonly NamedValue[] = [
   { name: "ORT_DISABLE_TELEMETRY", value: "1" },
 ]
 
-const OUR_CONFIG: Omit<ContainerConfig, "env" | "labels"> = {
-  workingDir: BENTO_PATH,
-  port: 3000,
-  stopSignal: "SIGTERM",
-  healthcheck: {
-    command: ["node", `${RUNTIME_PATH}/healthcheck.js`],
-    intervalS: 30,
-    timeoutS: 5,
-    startPeriodS: 60,
-    retries: 3,
-  },
-  user: "1034:1034",
-  entrypoint: ["node", `${RUNTIME_PATH}/entrypoint.js`],
+function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
+  return {
+    workingDir: BENTO_PATH,
+    port: 3000,
+    stopSignal: "SIGTERM",
+    healthcheck: {
+      command: [node, `${RUNTIME_PATH}/healthcheck.js`],
+      intervalS: 30,
+      timeoutS: 5,
+      startPeriodS: 60,
+      retries: 3,
+    },
+    user: "1034:1034",
+    entrypoint: [node, `${RUNTIME_PATH}/entrypoint.js`],
+  }
 }
 
 /** By rate of change: what changes least lies at the bottom. */
@@ -345,8 +352,9 @@ export function printablePlan(plan: ImagePlan): ImagePlan {
   }
 }
 
-function nodeImageOf(given: string | undefined): string {
-  const image = given ?? DEFAULT_BASE_IMAGE
+/** Debian's image with Node. A version that the bentofile names is no default, which the environment could change. */
+function nodeImageOf(version: string | null, given: string | undefined): string {
+  const image = version === null && given !== undefined ? given : distroImage("debian", version)
   const problem = baseImageProblem(image)
   if (problem === null) return image
   throw new BentoError("BASE_IMAGE_UNAVAILABLE", `the base image ${problem}`, {
@@ -354,13 +362,29 @@ function nodeImageOf(given: string | undefined): string {
   })
 }
 
+/** What an image is for when nobody says it. */
+export function defaultPlatform({ platforms }: DockerOptions): Platform {
+  return platforms[0] ?? DEFAULT_PLATFORM
+}
+
+function platformOf(bento: Bento, asked: Platform | undefined): Platform {
+  const { platforms } = bento.docker
+  const platform = asked ?? defaultPlatform(bento.docker)
+  if (platforms.length === 0 || platforms.includes(platform)) return platform
+  throw notFor(bento, platform, "docker.platforms", `it is for ${platforms.join(" and ")} only`)
+}
+
+function notFor(bento: Bento, platform: Platform, field: string, message: string): IssueError {
+  const summary = `${formatTag(bento.tag)} cannot be built for ${platform}:`
+  return new IssueError("BENTOFILE_INVALID", summary, [{ field, message }])
+}
+
 function cudaOf(bento: Bento, platform: Platform): string | null {
   const choice = resolveCuda(bento.docker.cudaVersion ?? "")
   if (!choice.ok || choice.version === null) return null
-  if (platform === "linux/amd64") return choice.version
-  throw new IssueError("BENTOFILE_INVALID", `${formatTag(bento.tag)} cannot be built for ${platform}:`, [
-    { field: "docker.cuda_version", message: "ONNX Runtime has CUDA libraries for linux/amd64 only" },
-  ])
+  if (platform === ONNXRUNTIME_CUDA.platform) return choice.version
+  const message = `ONNX Runtime has CUDA libraries for ${ONNXRUNTIME_CUDA.platform} only`
+  throw notFor(bento, platform, "docker.cuda_version", message)
 }
 
 /** Names for an image, each once. Throws TAG_INVALID. */
@@ -394,9 +418,14 @@ function checkBento(bento: Bento): void {
   bento.envs.forEach(({ name, value, stage }, index) => {
     check(`envs[${index}]`, envNameProblem(name) ?? (stage === "build" ? null : controlProblem(value)))
   })
+  const manager = packageManagerOf(bento.docker.distro)
   bento.docker.systemPackages.forEach((name, index) => {
-    check(`docker.system_packages[${index}]`, systemPackageProblem(name))
+    if (manager !== null) check(`docker.system_packages[${index}]`, systemPackageProblem(name, manager))
   })
+  for (const { key, message } of dockerConflicts(bento.docker)) check(`docker.${key}`, message)
+  if (bento.docker.nodeVersion !== null) {
+    check("docker.node_version", nodeVersionProblem(bento.docker.nodeVersion))
+  }
   if (bento.docker.baseImage !== null) check("docker.base_image", baseImageProblem(bento.docker.baseImage))
   const cuda = resolveCuda(bento.docker.cudaVersion ?? "")
   if (!cuda.ok) check("docker.cuda_version", cuda.reason)

@@ -106,6 +106,13 @@ export interface BentoModel {
   readonly alias?: string
 }
 
+/** Systems that an image can be built on. */
+export const DISTROS = ["debian", "distroless", "ubi9"] as const
+export type Distro = (typeof DISTROS)[number]
+
+export const PLATFORMS = ["linux/amd64", "linux/arm64"] as const
+export type Platform = (typeof PLATFORMS)[number]
+
 export type EnvStage = "all" | "build" | "runtime"
 
 /** Where the sources of a Bento come from, as git has it. */
@@ -120,13 +127,17 @@ export interface GitFacts {
 
 /** `docker:` of a bentofile after checking; empty collections instead of absent keys. */
 export interface DockerOptions {
-  readonly distro: "debian"
+  readonly distro: Distro
   readonly baseImage: string | null
+  /** Null = the version that the server is tested with. */
+  readonly nodeVersion: string | null
   readonly cudaVersion: string | null
   readonly env: Readonly<Record<string, string>>
   readonly systemPackages: readonly string[]
   /** Path inside `src/`. */
   readonly setupScript: string | null
+  /** What its images may be built for, the default first; empty = all. */
+  readonly platforms: readonly Platform[]
 }
 
 /** How the packages that a Bento needs are installed. What they are is said by the files in its `env/node`. */
@@ -182,7 +193,8 @@ export function parseBentoYaml(text: string, path: string): Bento {
     labels: fields.texts("labels"),
     models: readModels(fields),
     envs: fields.list("envs").map(readEnv),
-    docker: readDocker(ours.get("docker") === null ? fields.map("docker") : ours.map("docker")),
+    docker:
+      ours.get("docker") === null ? readBentomlDocker(fields.map("docker")) : readDocker(ours.map("docker")),
     ...(ours.get("node") === null ? {} : { node: readNode(ours.map("node")) }),
     selfTest: ours.flag("selftest"),
     runners: ours.list("runners").map(readRunner),
@@ -208,7 +220,7 @@ export function refusePythonBento(bento: Bento): void {
 
 /**
  * `bento.yaml` with BentoML's keys in the order of spec 1, nulls written out, and ours under `bentoctl:` at the end.
- * BentoML knows a closed list of CUDA versions and fails on others, so that one stands under `bentoctl:` only.
+ * BentoML knows closed lists of distributions and CUDA versions and fails on others, so ours stand under `bentoctl:` only.
  */
 export function formatBentoYaml(bento: Bento): string {
   return emitYaml({
@@ -245,7 +257,7 @@ export function formatBentoYaml(bento: Bento): string {
       output_type: BENTOML_DESCRIPTORS[api.output.kind],
     })),
     docker: {
-      distro: bento.docker.distro,
+      distro: "debian",
       python_version: null,
       cuda_version: null,
       env: nullIfEmpty(bento.docker.env),
@@ -272,10 +284,12 @@ export function formatBentoYaml(bento: Bento): string {
       docker: {
         distro: bento.docker.distro,
         base_image: bento.docker.baseImage,
+        node_version: bento.docker.nodeVersion,
         cuda_version: bento.docker.cudaVersion,
         env: bento.docker.env,
         system_packages: bento.docker.systemPackages,
         setup_script: bento.docker.setupScript,
+        platforms: bento.docker.platforms,
       },
       ...(bento.node === undefined ? {} : { node: { ...bento.node } }),
     },
@@ -366,9 +380,24 @@ function readGitFacts(git: Fields): GitFacts {
   return { revision, isDirty: git.flag("dirty"), url: git.textOrNull("url") }
 }
 
+/** Its distributions are others, and no image is ever made of that Bento. */
+function readBentomlDocker(docker: Fields): DockerOptions {
+  return { ...readDockerBase(docker), distro: "debian", nodeVersion: null, platforms: [] }
+}
+
 function readDocker(docker: Fields): DockerOptions {
   return {
-    distro: "debian",
+    ...readDockerBase(docker),
+    distro: readChoice(docker, "distro", DISTROS),
+    nodeVersion: docker.textOrNull("node_version"),
+    platforms: readTexts(docker, "platforms").map((text, index) =>
+      choiceOf(docker, ["platforms", String(index)], text, PLATFORMS),
+    ),
+  }
+}
+
+function readDockerBase(docker: Fields): Omit<DockerOptions, "distro" | "nodeVersion" | "platforms"> {
+  return {
     baseImage: docker.textOrNull("base_image"),
     cudaVersion: docker.textOrNull("cuda_version"),
     env: docker.texts("env"),
@@ -411,10 +440,18 @@ function readDescriptor(descriptor: Fields): DescriptorInfo {
 
 /** One of the words; the first where it is absent. */
 function readChoice<T extends string>(fields: Fields, key: string, words: readonly [T, ...T[]]): T {
-  const text = fields.text(key, words[0])
+  return choiceOf(fields, [key], fields.text(key, words[0]), words)
+}
+
+function choiceOf<T extends string>(
+  fields: Fields,
+  where: string[],
+  text: string,
+  words: readonly [T, ...T[]],
+): T {
   const word = words.find((known) => known === text)
   if (word === undefined)
-    fields.issue([key], `must be one of ${words.join(", ")}, is ${JSON.stringify(text)}`)
+    fields.issue(where, `must be one of ${words.join(", ")}, is ${JSON.stringify(text)}`)
   return word ?? words[0]
 }
 

@@ -3,7 +3,7 @@
  *
  * A template can print a value only through a quoting helper: that is checked on its syntax tree before it runs, so
  * no template, and no value, can add an instruction by accident. `base.hbs` holds the layout in named blocks;
- * `cuda.hbs` overrides some of them.
+ * `cuda.hbs` and `ubi9.hbs` override some of them.
  */
 import { readFileSync } from "node:fs"
 import path from "node:path"
@@ -19,6 +19,8 @@ export interface DockerfileVars {
   readonly cuda: { readonly nodeImage: string; readonly onnxruntimeVersion: string } | null
   /** Set before anything runs. */
   readonly env: readonly NamedValue[]
+  /** Null where there is no shell to run one. */
+  readonly packageManager: "apt" | "microdnf" | null
   readonly systemPackages: readonly string[]
   /**
    * npm packages are installed from `packages/` of the context in a stage on `image`, by `packages-step/install.mts`
@@ -91,13 +93,19 @@ export class TemplateError extends Error {
 export type DockerfilePart = "whole" | "foundation"
 
 export function renderDockerfile(vars: DockerfileVars, part: DockerfilePart = "whole"): Dockerfile {
-  const names = ["base", vars.cuda === null ? "cpu" : "cuda"]
+  const names = ["base", variantOf(vars)]
   const templates = names.map((name) => {
     const file = path.join(import.meta.dirname, `${name}.hbs`)
     return { name, text: readFileSync(file, "utf8") }
   })
   // The one place that gives a string this type.
   return renderTemplates(templates, { ...vars, foundation: part === "foundation" }) as Dockerfile
+}
+
+/** The template that fills the blocks of the base in. */
+function variantOf({ cuda, packageManager }: DockerfileVars): string {
+  if (cuda !== null) return "cuda"
+  return packageManager === "microdnf" ? "ubi9" : "cpu"
 }
 
 /** Renders the last of the templates; the others are its partials. */

@@ -23,6 +23,13 @@ describe("the Dockerfile of each decision equals its golden file", () => {
     ),
     "custom-base": options(bento({ baseImage: "registry.local/team/node:24@sha256:" + "0".repeat(64) })),
     "system-packages": options(bento({ systemPackages: ["curl", "libgomp1=12.2.0-14"] })),
+    distroless: options(bento({ distro: "distroless", env: { A: "1" } })),
+    ubi9: options(
+      bento(
+        { distro: "ubi9", systemPackages: ["libgomp", "openssl-libs-3.2.2"], setupScript: "setup.sh" },
+        { envs: [{ name: "PIP_TOKEN", value: "not in this file", stage: "build" }] },
+      ),
+    ),
     "setup-script": options(bento({ setupScript: "setup.sh" })),
     packages: options(bento({}, { node: { manager: "pnpm", version: "10.34.9", settings: {} } })),
     env: options(
@@ -106,6 +113,17 @@ describe("a plan", () => {
   test("chooses the base: the Bento's, else the one given, else node's slim image", () => {
     assert.deepEqual(planImage(options(bento())).baseImages, ["node:24-bookworm-slim"])
     assert.deepEqual(planImage(options(bento(), { baseImage: "my/node:24" })).baseImages, ["my/node:24"])
+    assert.deepEqual(
+      planImage(options(bento({ nodeVersion: "24.11" }), { baseImage: "my/node:24" })).baseImages,
+      ["node:24.11-bookworm-slim"],
+    )
+    assert.deepEqual(
+      planImage(options(bento({ distro: "distroless" }), { baseImage: "my/node:24" })).baseImages,
+      ["gcr.io/distroless/nodejs24-debian12"],
+    )
+    assert.deepEqual(planImage(options(bento({ distro: "ubi9", nodeVersion: "26" }))).baseImages, [
+      "registry.access.redhat.com/ubi9/nodejs-26-minimal",
+    ])
     const own = planImage(options(bento({ baseImage: "a/b:c" }), { baseImage: "my/node:24" }))
     assert.deepEqual(own.baseImages, ["a/b:c"])
   })
@@ -120,6 +138,21 @@ describe("a plan", () => {
       () => planImage(options(bento({ cudaVersion: "12.8.1" }), { platform: "linux/arm64" })),
       /docker\.cuda_version: ONNX Runtime has CUDA libraries for linux\/amd64 only/,
     )
+  })
+
+  test("is for the first of the Bento's platforms, and for no other than these", () => {
+    const given = bento({ platforms: ["linux/arm64"] })
+    assert.equal(planImage(options(given)).platform, "linux/arm64")
+    assert.throws(
+      () => planImage(options(given, { platform: "linux/amd64" })),
+      /cannot be built for linux\/amd64:\s+docker\.platforms: it is for linux\/arm64 only/,
+    )
+  })
+
+  test("starts Node without a shell where there is none", () => {
+    const { config } = planImage(options(bento({ distro: "distroless" }))).dockerfile
+    assert.equal(config.entrypoint[0], "/nodejs/bin/node")
+    assert.equal(config.healthcheck.command[0], "/nodejs/bin/node")
   })
 
   test("makes one layer of a model that is listed under two aliases", () => {
@@ -273,6 +306,10 @@ describe("a plan", () => {
       bento({ env: { A: "1\nRUN x" } }),
       bento({ env: { "A B": "1" } }),
       bento({ cudaVersion: "11.8" }),
+      bento({ cudaVersion: "12.8", distro: "distroless" }),
+      bento({ distro: "distroless", setupScript: "a" }),
+      bento({ distro: "ubi9", systemPackages: ["-y"] }),
+      bento({ nodeVersion: "24\nRUN x" }),
       bento({}, { labels: { "a\nb": "x" } }),
       bento({}, { labels: { a: "x\r" } }),
       bento({}, { envs: [{ name: "A=B", value: "", stage: "build" }] }),

@@ -129,10 +129,12 @@ export function bentoOf(docker: Partial<DockerOptions> = {}, more: Partial<Bento
     docker: {
       distro: "debian",
       baseImage: null,
+      nodeVersion: null,
       cudaVersion: null,
       env: {},
       systemPackages: [],
       setupScript: null,
+      platforms: [],
       ...docker,
     },
     runners: [],

@@ -29,10 +29,12 @@ const FULL: Bento = {
   docker: {
     distro: "debian",
     baseImage: "node:24",
+    nodeVersion: "24.11",
     cudaVersion: "13.9",
     env: { A: "b c" },
     systemPackages: ["git", "libgomp1"],
     setupScript: "setup.sh",
+    platforms: ["linux/arm64", "linux/amd64"],
   },
   node: { manager: "pnpm", version: "10.34.9", settings: { registry: "https://r.example/" } },
   selfTest: true,

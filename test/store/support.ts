@@ -41,11 +41,13 @@ export function aBento(tag: Tag, second = 0): Bento {
     selfTest: false,
     docker: {
       distro: "debian",
+      nodeVersion: null,
       baseImage: null,
       cudaVersion: null,
       env: {},
       systemPackages: [],
       setupScript: null,
+      platforms: [],
     },
     runners: [],
     apis: [],

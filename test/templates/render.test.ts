@@ -10,6 +10,7 @@ const PLAIN: DockerfileVars = {
   baseImage: "node:24-bookworm-slim",
   cuda: null,
   env: [],
+  packageManager: "apt",
   systemPackages: [],
   packages: null,
   setupScript: false,
