@@ -11,7 +11,7 @@
  *   parts. Where both wait, each gets half of every batch, so that one huge job does not make small ones wait for it.
  * - A failed batch of several jobs is halved and run again until the bad job stands alone.
  */
-import { CostModel } from "./cost-model.ts"
+import { CostModel, LEAST_MARGIN } from "./cost-model.ts"
 
 /** Monotonic milliseconds, and a timer that can be taken back. */
 export interface Clock {
@@ -149,8 +149,6 @@ export interface BatcherStats {
 
 /** Groups that have nothing to do are forgotten beyond this number, the longest unused first. */
 const MAX_IDLE_GROUPS = 64
-/** Share of a predicted wait by which the prediction may be wrong. */
-const MARGIN = 0.1
 /** No longer batch than this is handed over before a slot is free. */
 const AHEAD_MS = 20
 /** What a batch is charged when nothing is known about its group. */
@@ -392,7 +390,8 @@ export class Batcher<I, O> {
     if (deadlineMs !== Number.POSITIVE_INFINITY) {
       const finishMs = this.#finishMs(request, nowMs)
       // With a margin: a job that is let in should make it, not be refused after it has waited.
-      const lateMs = finishMs + MARGIN * Math.max(0, finishMs - nowMs) - deadlineMs
+      const margin = this.#groups.get(request.group.key)?.cost.margin(nowMs) ?? 0
+      const lateMs = finishMs + margin * Math.max(0, finishMs - nowMs) - deadlineMs
       if (lateMs > 0) return refusal("too-late", lateMs)
     }
     return null
@@ -611,7 +610,7 @@ export class Batcher<I, O> {
       const grown = rows + job.request.rows
       if (grown > quota) break
       dueMs = Math.min(dueMs, job.deadlineMs)
-      const grownMs = (1 + MARGIN) * (cost.predictMs(grown) ?? 0)
+      const grownMs = (1 + cost.margin(nowMs)) * (cost.predictMs(grown) ?? 0)
       if (trusted && !overload && parts.length > 0 && nowMs + grownMs > dueMs) break
       parts.push(this.#takeRows(job, job.request.rows, nowMs))
       rows = grown
@@ -868,14 +867,15 @@ export class Batcher<I, O> {
 
 /**
  * The largest batch that makes sense for clients that allow so much time: a job that just misses one batch waits for two,
- * and both must fit.
+ * and both must fit, the more safely the less their durations can be told.
  */
 function mostRowsWithin<I, O>({ cost, group }: GroupQueue<I, O>, allowedMs: number, nowMs: number): number {
   const { maxRows } = group
   if (allowedMs === Number.POSITIVE_INFINITY || !cost.trusted(nowMs)) return maxRows
   const { fixedMs, perRowMs } = cost.fit(nowMs)
   if (perRowMs === 0) return maxRows
-  return Math.max(1, Math.min(maxRows, Math.floor((allowedMs / 2 - fixedMs) / perRowMs)))
+  const surelyMs = (allowedMs * (1 + LEAST_MARGIN)) / (1 + cost.margin(nowMs))
+  return Math.max(1, Math.min(maxRows, Math.floor((surelyMs / 2 - fixedMs) / perRowMs)))
 }
 
 function backlogOf<I, O>({ cost }: GroupQueue<I, O>, rows: number, mostRows: number): number {

@@ -12,6 +12,12 @@ const HALF_LIFE_MS = 30_000
 /** Samples of a bucket older than this count only where there are no younger ones. */
 const STALE_MS = 60_000
 const BUCKETS = 31
+/** By which share a prediction may be wrong at least. */
+export const LEAST_MARGIN = 0.1
+const MOST_MARGIN = 1
+/** The margin is to be exceeded by this share of the batches; it moves by at most a step with each. */
+const EXCEEDED = 0.05
+const MARGIN_STEP = 0.2
 
 interface Sample {
   readonly rows: number
@@ -42,10 +48,12 @@ export class CostModel {
   /** Sum of the buckets' weights at `#fittedMs`; it halves every HALF_LIFE_MS. */
   #weight = 0
   #fittedMs = 0
+  #margin = LEAST_MARGIN
 
   /** A batch of `rows` took `ms` and ended at `nowMs`. */
   add(rows: number, ms: number, nowMs: number): void {
     if (rows < 1 || !(ms >= 0)) return
+    this.#learnMargin(rows, ms, nowMs)
     const index = Math.min(BUCKETS - 1, Math.floor(Math.log2(rows)))
     const sample = { rows, ms, atMs: nowMs }
     const bucket = (this.#buckets[index] ??= { samples: [], next: 0, middle: sample, newestMs: nowMs })
@@ -66,12 +74,29 @@ export class CostModel {
     return this.#weight * decay(nowMs - this.#fittedMs) >= 2.5
   }
 
+  /**
+   * By which share a batch may take longer than predicted, nineteen times of twenty; at least a tenth. It grows where durations
+   * waver, on a machine that others use too, and shrinks as they settle or fade from memory. One slow batch moves it little.
+   */
+  margin(nowMs: number): number {
+    return LEAST_MARGIN + (this.#margin - LEAST_MARGIN) * decay(nowMs - this.#fittedMs)
+  }
+
   fit(nowMs: number): CostFit {
     return {
       fixedMs: this.#fixedMs,
       perRowMs: this.#perRowMs,
       samples: this.#weight * decay(nowMs - this.#fittedMs),
     }
+  }
+
+  #learnMargin(rows: number, ms: number, nowMs: number): void {
+    const expectedMs = this.trusted(nowMs) ? this.predictMs(rows) : null
+    if (expectedMs === null) return
+    const margin = this.margin(nowMs)
+    const exceeded = ms > (1 + margin) * expectedMs
+    const moved = margin + MARGIN_STEP * (exceeded ? 1 - EXCEEDED : -EXCEEDED)
+    this.#margin = Math.min(MOST_MARGIN, Math.max(LEAST_MARGIN, moved))
   }
 
   /**

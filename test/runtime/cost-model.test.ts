@@ -179,3 +179,30 @@ test("nonsense is not evidence", () => {
   model.add(1, -1, 0)
   assert.equal(model.predictMs(1), null)
 })
+
+test("the margin is a tenth while batches take what is expected, and one slow batch moves it little", () => {
+  const model = new CostModel()
+  const nowMs = feed(model, [...SIZES, ...SIZES], (rows) => 3 + 0.25 * rows)
+  near(model.margin(nowMs), 0.1)
+  model.add(32, 60_000, nowMs)
+  assert.ok(model.margin(nowMs) < 0.3, `${model.margin(nowMs)}`)
+  near(model.margin(nowMs + 600_000), 0.1)
+})
+
+test("where durations waver the margin covers nearly all batches, and comes back when they settle", () => {
+  const model = new CostModel()
+  let slow = 0
+  let batches = 0
+  let nowMs = 0
+  for (const size of Array.from({ length: 20 }, () => SIZES).flat()) {
+    nowMs += 10
+    // From as expected to twice that, evenly.
+    const ms = (3 + 0.25 * size) * (1 + ((batches * 7) % 11) / 10)
+    if (batches > 50 && ms > (1 + model.margin(nowMs)) * (model.predictMs(size) ?? 0)) slow++
+    batches++
+    model.add(size, ms, nowMs)
+  }
+  assert.ok(slow / batches < 0.1, `${slow} of ${batches}`)
+  nowMs = feed(model, Array.from({ length: 20 }, () => SIZES).flat(), (rows) => 3 + 0.25 * rows, nowMs)
+  near(model.margin(nowMs), 0.1)
+})
