@@ -29,9 +29,10 @@ import type { BuildFailure } from "./buildkit.ts"
 import { resolveConnection } from "./connection.ts"
 import type { Connection } from "./connection.ts"
 import type { BuildContext } from "./context.ts"
+import { findCredentials } from "./credentials.ts"
 import type { RegistryAuth } from "./credentials.ts"
 import type { Platform } from "./plan.ts"
-import { splitReference } from "./reference.ts"
+import { registryOf, splitReference } from "./reference.ts"
 import { sshAgent } from "./ssh.ts"
 
 type Env = Readonly<Record<string, string | undefined>>
@@ -133,7 +134,12 @@ class DockerBuilder implements ImageEngine {
     yield { type: "step", step, name: step, state: "started" }
     const startedMs = performance.now()
     try {
-      const pull = { platform: options.platform, ...withSignal(options.signal) }
+      const { platform, signal } = options
+      const registry = registryOf(reference) ?? "docker.io"
+      // As in docker, a pull does without those that cannot be read: most base images are for everyone.
+      const found = await findCredentials(registry, { env: this.#env, signal }).catch(() => null)
+      const authconfig = found?.auth ?? undefined
+      const pull = { platform, ...(authconfig !== undefined && { authconfig }), ...withSignal(signal) }
       const stream = await this.#ask(options.signal, () => docker.pull(reference, pull))
       for await (const message of messages(stream)) {
         if (message.error !== undefined) throw new Error(message.error)

@@ -262,6 +262,22 @@ describe("--push to a registry with a password", { skip }, () => {
     assert.equal(code, 0, stderr)
   })
 
+  test("gives its images as a base to whom it lets in", async () => {
+    const given = await config("base", auths(locked.host, PASSWORD))
+    const reference = `${locked.host}/e2e-push/base:1`
+    assert.equal((await pushModel(reference, given)).code, 0)
+    await docker("rmi", reference)
+    const build = (more: object) => {
+      const args = ["models", "containerize", "iris", "-t", `${locked.host}/e2e-push/on-base:1`]
+      return bentoctl([...args, "--base-image", reference], { ...env, ...more })
+    }
+    const refused = await build({ DOCKER_CONFIG: "/nowhere" })
+    assert.equal(refused.code, 1)
+    assert.match(refused.stderr, /BASE_IMAGE_UNAVAILABLE/)
+    const { code, stderr } = await build(given)
+    assert.equal(code, 0, stderr)
+  })
+
   test("is refused with a wrong one, without showing it", async () => {
     const given = await config("wrong", auths(locked.host, "hunter2"))
     const reference = `${locked.host}/e2e-push/wrong:1`
