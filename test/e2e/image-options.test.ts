@@ -4,12 +4,13 @@ import { mkdir, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import type { TestContext } from "node:test"
-import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, root, run, temporaryFolder, watchLeftovers } from "./support.ts"
 import type { Ran } from "./support.ts"
 import { startRegistry } from "./registry.ts"
 import type { Registry } from "./registry.ts"
 
 const { folder, remove } = await temporaryFolder()
+const removeLeftovers = await watchLeftovers()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
 /** Names are ours alone, so that nothing of the user's is touched. */
 const NAME = `bentoctl-e2e-options-${process.pid}`
@@ -18,6 +19,7 @@ const BUILDERS = ["assemble", "dockerfile"] as const
 
 after(async () => {
   if (made.size > 0) await run("docker", ["rmi", "-f", ...made])
+  await removeLeftovers()
   await remove()
 })
 

@@ -61,11 +61,16 @@ export async function docker(...args: string[]): Promise<string> {
 export async function filesOf(
   image: string,
   keep: (name: string) => boolean = () => true,
+  [client = "", ...before]: readonly string[] = ["docker"],
 ): Promise<Map<string, string>> {
-  const id = await docker("create", "--entrypoint", "none", image)
+  const created = await run(client, [...before, "create", "--entrypoint", "none", image])
+  if (created.code !== 0) throw new Error(`${client} create: ${created.stderr}`)
+  const id = created.stdout.trim()
   const found = new Map<string, string>()
   try {
-    const child = spawn("docker", ["export", id], { stdio: ["ignore", "pipe", "inherit"] })
+    // Podman opens its output by name, which only works for a pipe that a shell has made.
+    const args = ["-c", '"$@" | cat', "sh", client, ...before, "export", id]
+    const child = spawn("sh", args, { stdio: ["ignore", "pipe", "inherit"] })
     const reader = extract()
     child.stdout.pipe(reader)
     for await (const entry of reader) {
@@ -80,9 +85,22 @@ export async function filesOf(
         )
     }
   } finally {
-    await docker("rm", id)
+    await run(client, [...before, "rm", id])
   }
   return found
+}
+
+/** What builds leave in the engine for the next one; call the result to remove what came since. */
+export async function watchLeftovers(): Promise<() => Promise<void>> {
+  const list = async (): Promise<string[]> =>
+    (
+      await docker("images", "--filter", "reference=bentoctl/*", "--format", "{{.Repository}}:{{.Tag}}")
+    ).split("\n")
+  const before = new Set(await list())
+  return async () => {
+    const since = (await list()).filter((name) => name !== "" && !before.has(name))
+    if (since.length > 0) await run("docker", ["rmi", ...since])
+  }
 }
 
 /** A folder for one test file; give `remove` to `after`. */

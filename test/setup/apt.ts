@@ -1,6 +1,6 @@
 /** What the set-up needs of apt: installing packages, and the machine's own mirrors for a Debian root file system. */
 
-import { readdir, readFile } from "node:fs/promises"
+import { mkdir, readdir, readFile } from "node:fs/promises"
 import { join } from "node:path"
 import { run, SetupError, tail } from "./process.ts"
 import type { Log } from "./process.ts"
@@ -75,6 +75,27 @@ export async function aptInstall(
     aptFailure(wanted, updated.stderr, installed),
     aptHint(updated.stdout + updated.stderr + installed.stderr + installed.stdout, wanted),
   )
+}
+
+/**
+ * Unpacks packages, with what they need and this machine lacks, into a folder. Nothing is installed and nothing
+ * started: for daemons that a test runs once. Throws SetupError.
+ */
+export async function aptUnpack(packages: readonly string[], folder: string): Promise<void> {
+  const archives = join(folder, ".archives")
+  await mkdir(join(archives, "partial"), { recursive: true })
+  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
+  const updated = await run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  const where = ["-o", `Dir::Cache::archives=${archives}`, "-o", "Debug::NoLocking=1"]
+  const args = ["install", "-y", "--download-only", "--reinstall", "--no-install-recommends", ...where]
+  const fetched = await run("apt-get", [...args, ...aptOptions, ...packages], { env, timeoutMs: 300_000 })
+  if (fetched.code !== 0) {
+    const output = updated.stderr + fetched.stderr + fetched.stdout
+    throw new SetupError(aptFailure(packages, updated.stderr, fetched), aptHint(output, packages))
+  }
+  for (const name of await readdir(archives)) {
+    if (name.endsWith(".deb")) await run("dpkg-deb", ["-x", join(archives, name), folder])
+  }
 }
 
 function aptFailure(
