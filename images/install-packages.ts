@@ -49,23 +49,23 @@ async function install(): Promise<void> {
   }
   switch (manager) {
     case "npm":
-      return run(["ci", "--omit=dev", "--no-audit", "--no-fund", npmCache, ...platform, ...noScripts])
+      return npm(["ci", "--omit=dev", "--no-audit", "--no-fund", npmCache, ...platform, ...noScripts])
     case "pnpm": {
       const store = ["--store-dir", path.join(cache, "pnpm"), "--config.package-import-method=copy"]
       const args = ["install", "--prod", "--frozen-lockfile", ...store, ...noScripts]
       // Older ones have no options for it.
       const hasOptions = Number.parseInt(version) > 10
       if (isForeign && !hasOptions) await addPnpmPlatform()
-      return run(through("pnpm", "pnpm", [...args, ...(hasOptions ? platform : [])]))
+      return npm(through("pnpm", "pnpm", [...args, ...(hasOptions ? platform : [])]))
     }
     case "yarn": {
       const folder = ["--cache-folder", path.join(cache, "yarn")]
       const args = ["install", "--production", "--frozen-lockfile", "--non-interactive"]
-      return run(through("yarn", "yarn", [...args, ...folder, ...foreign("--ignore-platform"), ...noScripts]))
+      return npm(through("yarn", "yarn", [...args, ...folder, ...foreign("--ignore-platform"), ...noScripts]))
     }
     case "yarn-berry":
       await writeFile(".yarnrc.yml", await yarnSettings(credentials))
-      return run(through("@yarnpkg/cli-dist", "yarn", ["workspaces", "focus", "--production"]))
+      return npm(through("@yarnpkg/cli-dist", "yarn", ["workspaces", "focus", "--production"]))
     default:
       throw new Refused(`no such package manager: ${manager}`)
   }
@@ -114,8 +114,12 @@ async function yarnSettings(credentials: string): Promise<string> {
   })
 }
 
-/** Runs npm; what it prints is passed on, and searched for the package that made it fail. */
-function run(args: readonly string[]): Promise<void> {
+function npm(args: readonly string[]): Promise<void> {
+  return run("npm", args)
+}
+
+/** Runs a program; what it prints is passed on, and searched for the package that made it fail. */
+function run(file: string, args: readonly string[]): Promise<void> {
   const env = {
     ...process.env,
     HOME: home,
@@ -129,7 +133,7 @@ function run(args: readonly string[]): Promise<void> {
     YARN_ENABLE_IMMUTABLE_INSTALLS: "false",
   }
   return new Promise((resolve, reject) => {
-    const child = spawn("npm", args, { env, stdio: ["ignore", "pipe", "pipe"] })
+    const child = spawn(file, args, { env, stdio: ["ignore", "pipe", "pipe"] })
     let printed = ""
     for (const [from, to] of [
       [child.stdout, process.stdout],
@@ -143,7 +147,7 @@ function run(args: readonly string[]): Promise<void> {
     child.on("error", () => {
       reject(
         new Refused(
-          `npm is not there, and it installs the packages; take an image with Node and npm, such as node:24-bookworm-slim`,
+          `${file} is not there, and it installs the packages; take an image with Node and npm, such as node:24-bookworm-slim`,
         ),
       )
     })
@@ -179,6 +183,8 @@ async function clean(): Promise<void> {
     }
   }
   await rm("node_modules/.pnpm/lock.yaml", { force: true })
+  // Every user may read them, and none becomes another one by them, however they were packed.
+  await run("chmod", ["-R", "a+rX,u-s,g-s", "node_modules"])
 }
 
 interface Manifest {

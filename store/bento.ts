@@ -409,11 +409,11 @@ function readDockerBase(docker: Fields): Omit<DockerOptions, "distro" | "nodeVer
 function readNode(node: Fields): NodePackages {
   const version = node.text("version", "")
   if (!/^(\d+\.\d+\.\d+[\w.-]*)?$/.test(version)) node.issue(["version"], "is no version")
-  return {
-    manager: readChoice(node, "manager", PACKAGE_MANAGERS),
-    version,
-    settings: node.texts("settings"),
-  }
+  const settings = node.texts("settings")
+  // Each becomes a line of a file.
+  const broken = Object.entries(settings).filter((pair) => /[\r\n]/.test(pair.join("")))
+  for (const [key] of broken) node.issue(["settings", key], "holds a line break")
+  return { manager: readChoice(node, "manager", PACKAGE_MANAGERS), version, settings }
 }
 
 function readRunner(runner: Fields): RunnerInfo {

@@ -119,6 +119,9 @@ test("every problem of a Bento is told with its line", () => {
     .replace("stage: runtime", "stage: later")
     .replace("kind: ndarray", "kind: image")
     .replace("tag: iris:abcdef", "tag: iris")
+    .replace("manager: pnpm", "manager: bun")
+    .replace("version: 10.34.9", "version: latest")
+    .replace("registry: https://r.example/", 'registry: "a\\nb"')
   assert.throws(
     () => parseBentoYaml(text, "bento.yaml"),
     (error) => {
@@ -131,6 +134,9 @@ test("every problem of a Bento is told with its line", () => {
           ["envs.0.stage", "stage: later"],
           ["bentoctl.git.revision", "revision: HEAD"],
           ["bentoctl.apis.0.input.kind", "kind: image"],
+          ["bentoctl.node.manager", "manager: bun"],
+          ["bentoctl.node.version", "version: latest"],
+          ["bentoctl.node.settings.registry", 'registry: "a\\nb"'],
         ],
       )
       return true
