@@ -1,22 +1,16 @@
 /** `bentoctl list|get|delete`: the Bentos of the store. */
-import { Option } from "clipanion"
 import type { Bento } from "../store/bento.ts"
 import type { Model } from "../store/model.ts"
-import type { Store } from "../store/store.ts"
+import type { Store, StoreItem } from "../store/store.ts"
 import { formatTag } from "../store/tag.ts"
-import { BaseCommand, oneOf, type CommandHelp } from "./command.ts"
-import {
-  deleteItems,
-  describeItem,
-  formatRecords,
-  GET_OUTPUTS,
-  LIST_OUTPUTS,
-  listRecords,
-  type ListRecord,
-} from "./items.ts"
+import type { CommandHelp } from "./command.ts"
+import { DeleteCommand, GetCommand, ListCommand, type OpenStore } from "./item-commands.ts"
+import type { ListRecord } from "./items.ts"
 import { formatSize, formatTime, type Column } from "./output.ts"
 
 const GROUP = "Bentos"
+
+const open: OpenStore<Bento> = async ({ home }) => (await import("../store/store.ts")).openBentoStore(home)
 
 const COLUMNS: readonly Column<ListRecord>[] = [
   { title: "Tag", cell: (row) => row["tag"] ?? "" },
@@ -25,7 +19,7 @@ const COLUMNS: readonly Column<ListRecord>[] = [
   { title: "Creation Time", cell: (row) => row["creation_time"] ?? "", dispensable: 1 },
 ]
 
-export class BentosListCommand extends BaseCommand {
+export class BentosListCommand extends ListCommand<Bento> {
   static override paths = [["list"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -37,35 +31,22 @@ export class BentosListCommand extends BaseCommand {
     ],
   }
 
-  name: string | undefined = Option.String({ name: "NAME", required: false })
-  output: string = Option.String("-o,--output", "table", {
-    description: "<table|json|yaml> form of the list",
-  })
+  protected readonly open = open
+  protected readonly columns = COLUMNS
 
-  async execute(): Promise<number> {
-    const output = oneOf("--output", this.output, LIST_OUTPUTS)
-    const { openBentoStore, openModelStore } = await import("../store/store.ts")
-    const store = openBentoStore(this.context.home)
+  protected async record({ tag, info }: StoreItem<Bento>, store: Store<Bento>): Promise<ListRecord> {
+    const { openModelStore } = await import("../store/store.ts")
     const models = openModelStore(this.context.home)
-    const warn = (text: string): void => this.warn(text)
-    const records = await listRecords(
-      store,
-      this.name,
-      async ({ tag, info }) => ({
-        tag: formatTag(tag),
-        size: formatSize(await store.size(tag)),
-        model_size: formatSize(await modelSize(info, models, warn)),
-        creation_time: formatTime(info.creationTime),
-      }),
-      warn,
-    )
-    this.print(await formatRecords(records, COLUMNS, output, this.context))
-    if (records.length === 0 && output === "table" && this.context.terminal.stdout) {
-      this.note(
-        `No Bentos in ${store.root} yet; \`bentoctl build\` makes one of a folder with a bentofile.yaml.`,
-      )
+    return {
+      tag: formatTag(tag),
+      size: formatSize(await store.size(tag)),
+      model_size: formatSize(await modelSize(info, models, (text) => this.warn(text))),
+      creation_time: formatTime(info.creationTime),
     }
-    return 0
+  }
+
+  protected whenEmpty(root: string): string {
+    return `No Bentos in ${root} yet; \`bentoctl build\` makes one of a folder with a bentofile.yaml.`
   }
 }
 
@@ -82,7 +63,7 @@ async function modelSize(bento: Bento, models: Store<Model>, warn: (text: string
   return sizes.reduce((sum, size) => sum + size, 0)
 }
 
-export class BentosGetCommand extends BaseCommand {
+export class BentosGetCommand extends GetCommand<Bento> {
   static override paths = [["get"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -94,18 +75,10 @@ export class BentosGetCommand extends BaseCommand {
     ],
   }
 
-  tag: string = Option.String({ name: "TAG" })
-  output: string = Option.String("-o,--output", "yaml", { description: "<yaml|json|path> what to print" })
-
-  async execute(): Promise<number> {
-    const output = oneOf("--output", this.output, GET_OUTPUTS)
-    const { openBentoStore } = await import("../store/store.ts")
-    this.print(await describeItem(openBentoStore(this.context.home), this.tag, output))
-    return 0
-  }
+  protected readonly open = open
 }
 
-export class BentosDeleteCommand extends BaseCommand {
+export class BentosDeleteCommand extends DeleteCommand<Bento> {
   static override paths = [["delete"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -117,16 +90,5 @@ export class BentosDeleteCommand extends BaseCommand {
     ],
   }
 
-  tags: string[] = Option.Rest({ name: "TAG", required: 1 })
-  yes: boolean = Option.Boolean("-y,--yes,--assume-yes", false, { description: "do not ask" })
-
-  async execute(): Promise<number> {
-    const { openBentoStore } = await import("../store/store.ts")
-    await deleteItems(openBentoStore(this.context.home), this.tags, {
-      yes: this.yes,
-      context: this.context,
-      say: (text) => this.say(text),
-    })
-    return 0
-  }
+  protected readonly open = open
 }

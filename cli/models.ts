@@ -4,22 +4,18 @@ import path from "node:path"
 import { Option } from "clipanion"
 import type { Bento } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
-import type { Store } from "../store/store.ts"
+import type { Model } from "../store/model.ts"
+import type { Store, StoreItem } from "../store/store.ts"
 import { formatTag, parseTagRef, type Tag } from "../store/tag.ts"
 import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
-import {
-  deleteItems,
-  describeItem,
-  formatRecords,
-  GET_OUTPUTS,
-  LIST_OUTPUTS,
-  listRecords,
-  type ListRecord,
-} from "./items.ts"
+import { DeleteCommand, GetCommand, ListCommand, type OpenStore } from "./item-commands.ts"
+import { describeItem, type ListRecord } from "./items.ts"
 import { formatSize, formatTime, type Column } from "./output.ts"
 import { PROGRESS, PUSH_MEANING } from "./report.ts"
 
 const GROUP = "Models"
+
+const open: OpenStore<Model> = async ({ home }) => (await import("../store/store.ts")).openModelStore(home)
 
 const COLUMNS: readonly Column<ListRecord>[] = [
   { title: "Tag", cell: (row) => row["tag"] ?? "" },
@@ -196,7 +192,7 @@ export class ModelsRecordCommand extends BaseCommand {
   }
 }
 
-export class ModelsListCommand extends BaseCommand {
+export class ModelsListCommand extends ListCommand<Model> {
   static override paths = [["models", "list"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -208,35 +204,24 @@ export class ModelsListCommand extends BaseCommand {
     ],
   }
 
-  name: string | undefined = Option.String({ name: "NAME", required: false })
-  output: string = Option.String("-o,--output", "table", {
-    description: "<table|json|yaml> form of the list",
-  })
+  protected readonly open = open
+  protected readonly columns = COLUMNS
 
-  async execute(): Promise<number> {
-    const output = oneOf("--output", this.output, LIST_OUTPUTS)
-    const { openModelStore } = await import("../store/store.ts")
-    const store = openModelStore(this.context.home)
-    const records = await listRecords(
-      store,
-      this.name,
-      async ({ tag, info }) => ({
-        tag: formatTag(tag),
-        module: info.module,
-        size: formatSize(await store.size(tag)),
-        creation_time: formatTime(info.creationTime),
-      }),
-      (text) => this.warn(text),
-    )
-    this.print(await formatRecords(records, COLUMNS, output, this.context))
-    if (records.length === 0 && output === "table" && this.context.terminal.stdout) {
-      this.note(`No models in ${store.root} yet; \`bentoctl models import PATH --name NAME\` puts one there.`)
+  protected async record({ tag, info }: StoreItem<Model>, store: Store<Model>): Promise<ListRecord> {
+    return {
+      tag: formatTag(tag),
+      module: info.module,
+      size: formatSize(await store.size(tag)),
+      creation_time: formatTime(info.creationTime),
     }
-    return 0
+  }
+
+  protected whenEmpty(root: string): string {
+    return `No models in ${root} yet; \`bentoctl models import PATH --name NAME\` puts one there.`
   }
 }
 
-export class ModelsGetCommand extends BaseCommand {
+export class ModelsGetCommand extends GetCommand<Model> {
   static override paths = [["models", "get"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -248,15 +233,7 @@ export class ModelsGetCommand extends BaseCommand {
     ],
   }
 
-  tag: string = Option.String({ name: "TAG" })
-  output: string = Option.String("-o,--output", "yaml", { description: "<yaml|json|path> what to print" })
-
-  async execute(): Promise<number> {
-    const output = oneOf("--output", this.output, GET_OUTPUTS)
-    const { openModelStore } = await import("../store/store.ts")
-    this.print(await describeItem(openModelStore(this.context.home), this.tag, output))
-    return 0
-  }
+  protected readonly open = open
 }
 
 export class ModelsContainerizeCommand extends BaseCommand {
@@ -328,7 +305,7 @@ export class ModelsContainerizeCommand extends BaseCommand {
   }
 }
 
-export class ModelsDeleteCommand extends BaseCommand {
+export class ModelsDeleteCommand extends DeleteCommand<Model> {
   static override paths = [["models", "delete"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -341,19 +318,11 @@ export class ModelsDeleteCommand extends BaseCommand {
     ],
   }
 
-  tags: string[] = Option.Rest({ name: "TAG", required: 1 })
-  yes: boolean = Option.Boolean("-y,--yes,--assume-yes", false, { description: "do not ask" })
+  protected readonly open = open
 
-  async execute(): Promise<number> {
-    const { openBentoStore, openModelStore } = await import("../store/store.ts")
-    const { context } = this
-    await deleteItems(openModelStore(context.home), this.tags, {
-      yes: this.yes,
-      context,
-      say: (text) => this.say(text),
-      refuse: (tags) => refuseUsed(tags, openBentoStore(context.home), (text) => this.warn(text)),
-    })
-    return 0
+  protected override async refuse(tags: readonly Tag[]): Promise<BentoError | undefined> {
+    const { openBentoStore } = await import("../store/store.ts")
+    return refuseUsed(tags, openBentoStore(this.context.home), (text) => this.warn(text))
   }
 }
 
