@@ -22,7 +22,7 @@ export async function serveReloading(
   const startedAt = context.now().getTime()
   const release = context.takeSignals((name) => {
     stop.abort(new Interruption(name))
-    server?.stop()
+    server?.stop(name)
   })
   const watcher = await watchFolders(project.roots, (error) => {
     voice.note(`Some changes will not be seen: ${error.message}`)

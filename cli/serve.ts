@@ -94,7 +94,7 @@ function projectCommand(entry: string, spec: ServeSpec, flags: readonly string[]
 export async function serveOnce(context: Context, command: ServerCommand): Promise<number> {
   context.signal.throwIfAborted()
   const server = startServer(context, command)
-  const release = context.takeSignals(() => server.stop())
+  const release = context.takeSignals((signal) => server.stop(signal))
   try {
     return await server.exited
   } finally {

@@ -16,8 +16,8 @@ export interface Server {
   readonly running: boolean
   /** It was asked to end. */
   readonly stopping: boolean
-  /** Asks it to finish its requests and end; asked again, ends it at once. */
-  stop: () => void
+  /** Asks it to finish its requests and end; asked again, ends it at once. The server's log names the signal. */
+  stop: (signal?: NodeJS.Signals) => void
 }
 
 export function startServer(context: Context, command: ServerCommand): Server {
@@ -41,8 +41,9 @@ export function startServer(context: Context, command: ServerCommand): Server {
     get stopping() {
       return asked
     },
-    stop: () => {
-      child.kill(asked ? "SIGKILL" : "SIGTERM")
+    stop: (signal) => {
+      // Of others the server knows nothing.
+      child.kill(asked ? "SIGKILL" : signal === "SIGINT" ? "SIGINT" : "SIGTERM")
       asked = true
     },
   }

@@ -10,6 +10,7 @@ import type { Bento, JsonObject, NodePackages } from "../store/bento.ts"
 import { formatCreationTime } from "../store/model.ts"
 import { openBentoStore } from "../store/store.ts"
 import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts"
+import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
@@ -85,7 +86,10 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     withFacts(project.models, cache),
     runtimeFacts(options.runtimeDir, platform, cache),
   ])
-  const bento = bentoOf(project, description, options, { git, license, bentoctlVersion: runtime.version })
+  const notes: string[] = []
+  const origin = { git, license, bentoctlVersion: runtime.version }
+  const bento = bentoOf(project, description, options, origin, (note) => void notes.push(note))
+  notes.push(...walk.notes)
   const { openapi } = description
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
@@ -104,7 +108,6 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const dockerfile = dockerfileOf(plan)
   const npmrc =
     packages === null ? undefined : await (await import("./npmrc.ts")).readNpmrc(options.env, contextDir)
-  const { notes } = walk
   const built = {
     bento,
     openapi,
@@ -147,12 +150,15 @@ function bentoOf(
   description: Description,
   options: BuildBentoOptions,
   origin: Pick<Bento, "git" | "license" | "bentoctlVersion">,
+  note: Note,
 ): Bento {
   const { bentofile, service, packages } = project
   const version =
-    options.version === undefined ? makeVersion(options.now, options.random) : checkVersion(options.version)
+    options.version === undefined
+      ? makeVersion(options.now, options.random)
+      : checkVersion(options.version, note)
   return {
-    tag: { name: nameOf(project, description, options.name), version },
+    tag: { name: nameOf(project, description, options.name, note), version },
     service: service ?? "",
     description: bentofile.description ?? "",
     labels: { ...bentofile.labels, ...options.labels },
@@ -185,9 +191,9 @@ async function licenseOf(contextDir: string): Promise<string | null> {
 }
 
 /** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */
-function nameOf(project: Project, description: Description, asked: string | undefined): string {
+function nameOf(project: Project, description: Description, asked: string | undefined, note: Note): string {
   const { bentofile, service, models, contextDir } = project
-  if (asked !== undefined) return checkName(asked)
+  if (asked !== undefined) return checkName(asked, note)
   if (bentofile.name !== null) return bentofile.name
   const [model, ...others] = models
   const derived =

@@ -242,10 +242,11 @@ function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
     stopSignal: "SIGTERM",
     healthcheck: {
       command: [node, `${RUNTIME_PATH}/healthcheck.js`],
-      intervalS: 30,
+      // A container counts as starting until the first check, which comes after one interval.
+      intervalS: 5,
       timeoutS: 5,
       startPeriodS: 60,
-      retries: 3,
+      retries: 6,
     },
     user: "1034:1034",
     entrypoint: [node, `${RUNTIME_PATH}/entrypoint.js`],

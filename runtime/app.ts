@@ -159,7 +159,8 @@ class Server implements App {
     const query = url.indexOf("?")
     const path = query === -1 ? url : url.slice(0, query)
     const route = this.#routes.get(path)
-    if (route === undefined || !isMethodOf(route, method) || incoming.headers.host === undefined) {
+    const { host } = incoming.headers
+    if (route === undefined || !isMethodOf(route, method) || host === undefined || host.includes(",")) {
       void this.warmUp().then((listen) => listen(incoming, outgoing))
       return
     }

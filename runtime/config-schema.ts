@@ -165,8 +165,8 @@ export const CONFIG_SCHEMA = z.strictObject({
     graceful_shutdown_timeout_s: ours(
       span(0),
       seconds(0),
-      60,
-      "After SIGTERM: how long requests in flight may take to finish.",
+      25,
+      "After SIGTERM: how long requests in flight may take to finish. Kubernetes kills after 30 s, `docker stop` after 10 s, unless told otherwise.",
     ),
     traffic: section({
       timeout: theirs(

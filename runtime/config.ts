@@ -128,7 +128,7 @@ export const DEFAULTS: ConfigValues = {
   api_server: {
     workers: 1,
     backlog: 2048,
-    graceful_shutdown_timeout_s: 60,
+    graceful_shutdown_timeout_s: 25,
     traffic: { timeout: 60, max_concurrency: null },
     http: {
       host: "0.0.0.0",

@@ -5,7 +5,7 @@
 import type { Server } from "node:http"
 import { registerHooks } from "node:module"
 import type { ServeSpec } from "../store/bento.ts"
-import { BentoError } from "../store/errors.ts"
+import { BentoError, ERROR_CODES, type ErrorCode } from "../store/errors.ts"
 import type { AccessLog } from "./access-log.ts"
 import { type App, type AppOptions, type AppService, appConfig, createApp } from "./app.ts"
 import type { ServerConfig } from "./config.ts"
@@ -170,9 +170,14 @@ export function requestIds(prefix: string): () => string {
 /** Why a server does not start, for people: what they can act on, and where in their code. */
 export function failureText(error: unknown, spec: Pick<ServeSpec, "srcDir" | "service">): string {
   if (error instanceof BentoError && error.code !== "SERVICE_INVALID") {
-    return `${error.message} [${error.code}]\n${error.hint === undefined ? "" : `${error.hint}\n`}`
+    return errorText(error.code, error.message, error.hint)
   }
   const { message, file, line, column } = locate(error, spec)
   const place = [file, line, column].filter((part) => part !== undefined).join(":")
-  return `${place === "" ? "" : `${place}: `}${message} [SERVICE_INVALID]\n`
+  return errorText("SERVICE_INVALID", `${place === "" ? "" : `${place}: `}${message}`)
+}
+
+/** As the command line prints errors. */
+function errorText(code: ErrorCode, message: string, hint: string = ERROR_CODES[code][1]): string {
+  return `Error: ${message}\nHint: ${hint} [${code}]\n`
 }

@@ -33,6 +33,8 @@ export function createHttpServer(options: HttpServerOptions): Server {
       connectionsCheckingInterval: 1000,
       // The app answers a request without a host, in the shape of all errors.
       requireHostHeader: false,
+      // And one with two of them: "a, b" is no host.
+      joinDuplicateHeaders: true,
       insecureHTTPParser: false,
     },
     (incoming, outgoing) => app().listener(incoming, outgoing),

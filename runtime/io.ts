@@ -138,6 +138,10 @@ export function ndarray(options: NdarrayOptions<DType> = {}): Descriptor<Tensor>
       let tensor = parseTensor(body, enforceDtype ? dtype : null)
       if (!enforceDtype && dtype !== null) tensor = castTensor(tensor, dtype) ?? tensor
       if (shape === undefined || fits(tensor.shape, shape)) return tensor
+      // `[]` says that there are no rows, and nothing of how long they would be.
+      if (tensor.shape.length === 1 && tensor.shape[0] === 0 && shape[0] === -1) {
+        return { ...tensor, shape: shape.map((size) => Math.max(0, size)) }
+      }
       if (!enforceShape) return reshape(tensor, shape) ?? tensor
       throw new ServeError(
         "BAD_INPUT",

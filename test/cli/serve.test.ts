@@ -129,8 +129,11 @@ test("a Bento of Python's BentoML is refused, with what can be served of it", as
     })
     const { code, stderr } = await program.ended
     assert.equal(code, 1)
-    assert.match(stderr, /built by Python's BentoML, and its service needs Python.*\[MANIFEST_INVALID\]/)
-    assert.match(stderr, /Its models can be served: list them in a bentofile\.yaml/)
+    assert.match(stderr, /^Error: .*built by Python's BentoML, and its service needs Python$/m)
+    assert.match(
+      stderr,
+      /^Hint: Its models can be served: list them in a bentofile\.yaml.*\[MANIFEST_INVALID\]$/m,
+    )
   }
 })
 
@@ -143,7 +146,9 @@ describe("signals", () => {
       await new Promise((resolve) => setTimeout(resolve, 200))
       server.child.kill(signal)
       assert.equal(await answer, "late")
-      assert.equal((await server.ended).code, 0)
+      const { code, stderr } = await server.ended
+      assert.equal(code, 0)
+      assert.ok(stderr.includes(`${signal}: finishing requests in flight`), stderr)
     })
   }
 

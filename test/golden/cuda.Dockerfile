@@ -32,7 +32,7 @@ COPY ["bento/", "/home/bentoml/bento/"]
 WORKDIR /home/bentoml/bento
 EXPOSE 3000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=6 \
     CMD ["node", "/opt/bentoctl/healthcheck.js"]
 LABEL "bentoctl.apis"="[{\"name\":\"classify\",\"route\":\"/classify\",\"input\":\"application/json\",\"output\":\"application/json\"}]"
 LABEL "bentoctl.bento"="iris_classifier:u2swufhfec6rgax4"

@@ -329,7 +329,7 @@ describe("what keeps a server from starting ends it with exit 1 and the reason",
     assert.match(
       second.output(),
       new RegExp(
-        `port ${first.port} is in use by .*serve\\.ts.* \\(pid ${first.child.pid}\\) \\[PORT_IN_USE\\]`,
+        `^Error: port ${first.port} is in use by .*serve\\.ts.* \\(pid ${first.child.pid}\\)\nHint: .* \\[PORT_IN_USE\\]\n$`,
       ),
     )
   })
@@ -338,7 +338,10 @@ describe("what keeps a server from starting ends it with exit 1 and the reason",
     const model = await modelFolder(path.join(root, "test/fixtures/models/truncated.onnx"), "broken")
     const server = await serve({ name: "s", version: null, service: null, srcDir: folder, models: [model] })
     assert.equal(await server.exit, 1)
-    assert.match(server.output(), /broken:v1 cannot be loaded: .* \[MODEL_LOAD_FAILED\]/)
+    assert.match(
+      server.output(),
+      /^Error: .*broken:v1 cannot be loaded: .*\nHint: .* \[MODEL_LOAD_FAILED\]\n$/m,
+    )
   })
 
   test("an error in the service file, with its place and without a stack of ours", async () => {
@@ -347,7 +350,7 @@ describe("what keeps a server from starting ends it with exit 1 and the reason",
     assert.equal(await server.exit, 1)
     assert.equal(
       server.output(),
-      "service.ts:2:20: ReferenceError: undefinedName is not defined [SERVICE_INVALID]\n",
+      "Error: service.ts:2:20: ReferenceError: undefinedName is not defined\nHint: Mend the file at the line named. [SERVICE_INVALID]\n",
     )
   })
 

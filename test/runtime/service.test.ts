@@ -138,6 +138,22 @@ test("castTensor keeps to NumPy's same_kind and to the values", () => {
   assert.equal(cast("float32", [1], "string"), null)
 })
 
+test("an empty array is no rows, however long they would be", () => {
+  const decode = (shape: number[], body: string, enforceShape = true): readonly number[] =>
+    (ndarray({ dtype: "float32", shape, enforceShape }).decode(Buffer.from(body)) as Tensor).shape
+  assert.deepEqual(decode([-1, 4], "[]"), [0, 4])
+  assert.deepEqual(decode([-1, 4], "[]", false), [0, 4])
+  assert.deepEqual(decode([-1, -1, 3], "[]"), [0, 0, 3])
+  assert.deepEqual(decode([-1], "[]"), [0])
+  for (const [shape, body] of [
+    [[2, 4], "[]"],
+    [[-1, 4], "[[]]"],
+    [[-1, 4], "[1]"],
+  ] as const) {
+    assert.throws(() => decode([...shape], body), { code: "BAD_INPUT" }, body)
+  }
+})
+
 describe("ndarray without enforcement", () => {
   const decode = (options: Parameters<typeof ndarray>[0], body: string) =>
     ndarray(options).decode(Buffer.from(body))

@@ -79,6 +79,11 @@ describe("what is no HTTP, or not quite, gets a 4xx in the shape of all errors",
     ["a pickle without HTTP", Buffer.from("80049503000000000000004b012e", "hex"), "400"],
     ["an expectation that nobody knows", `${post("expect: miracles", "content-length: 17")}${FLOWER}`, "417"],
     ["no host", head("POST /iris/run HTTP/1.1", "content-length: 0", "connection: close"), "400"],
+    ["two hosts", head("GET /livez HTTP/1.1", "host: x", "host: y"), "400"],
+    ["one host twice", head("GET /livez HTTP/1.1", "host: x", "host: x"), "400"],
+    ["two hosts in one", head("GET /livez HTTP/1.1", "host: x, y"), "400"],
+    ["two hosts on the way to an API", `${post("host: y", "content-length: 17")}${FLOWER}`, "400"],
+    ["two hosts on the way to nowhere", head("GET /nowhere HTTP/1.1", "host: x", "host: y"), "400"],
     ["a tunnel", head("CONNECT example.com:443 HTTP/1.1", "host: example.com"), "405"],
   ] as const) {
     test(what, async () => {
