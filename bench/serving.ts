@@ -15,7 +15,6 @@ import {
   type Started,
   RUNS,
   SERVER_CORE,
-  cpuUs,
   importModel,
   iris,
   irisBodies,
@@ -88,7 +87,7 @@ async function poisoned(): Promise<Row[]> {
   const file = path.join(root, "test/fixtures/models/fail_on_negative.onnx")
   const server = await serve(importModel(file, "picky"))
   const rounds = 100 * RUNS
-  let asked12 = 0
+  let right = 0
   for (let round = 0; round < rounds; round++) {
     const values = Array.from({ length: 12 }, (_, index) =>
       index === round % 11 || index === 11 ? -1 : index % 10,
@@ -105,16 +104,16 @@ async function poisoned(): Promise<Row[]> {
         return response.status === 200 && text === JSON.stringify({ Y: [[value, value ** 2]] })
       }),
     )
-    if (answers.every((right) => right)) asked12++
+    if (answers.every((right) => right)) right++
   }
   await server.stop()
   return [
     {
       what: "2 rows of 12 poisoned, 12 clients",
-      measured: `10 right answers and 2 errors in ${asked12} of ${rounds} rounds`,
+      measured: `10 right answers and 2 errors in ${right} of ${rounds} rounds`,
       against: "each row alone",
       goal: "all",
-      met: asked12 === rounds,
+      met: right === rounds,
     },
   ]
 }
@@ -211,15 +210,15 @@ async function overload(): Promise<Row[]> {
   const pid = pidOf(server)
   const bodies = rowBodies(DEEP[0] ?? 0)
   const good: number[] = []
+  const factors: number[] = []
   const refusedP99: number[] = []
   const livezP99: number[] = []
   const grownMiB: number[] = []
-  let capacity = 0
+  const capacities: number[] = []
   for (let run = 0; run < RUNS; run++) {
     // No more connections than are answered in time: what is refused takes from what is answered.
-    capacity = await capacityOf(server, bodies, 64)
+    const before = await capacityOf(server, bodies, 64, 12)
     const startBytes = residentBytes(pid)
-    const startUs = cpuUs(pid)
     const probes = probe(server, "/livez")
     const load = await loadFrom({
       port: server.port,
@@ -228,15 +227,19 @@ async function overload(): Promise<Row[]> {
       connections: 1024,
       seconds,
       warmUpSeconds: 2,
-      ratePerSecond: capacity * 10,
+      ratePerSecond: before * 10,
       seed: run + 1,
     })
     livezP99.push(quantile(await probes.stop(), 0.99))
     grownMiB.push((residentBytes(pid) - startBytes) / 2 ** 20)
+    // On a machine that others use, what it can do changes: the better of before and after counts.
+    const capacity = Math.max(before, await capacityOf(server, bodies, 64, 12))
+    capacities.push(capacity)
+    factors.push(load.perSecond / capacity)
     good.push((load.statuses["200"] ?? 0) / seconds / capacity)
     refusedP99.push(load.refusedLatencyMs.p99)
     process.stdout.write(
-      `capacity ${capacity.toFixed(0)}/s, asked ${(load.perSecond / capacity).toFixed(1)}×, CPU ${((cpuUs(pid) - startUs) / 1e6).toFixed(1)} s: ${JSON.stringify(load)}\n`,
+      `capacity ${before.toFixed(0)}/s before, at best ${capacity.toFixed(0)}/s: ${JSON.stringify(load)}\n`,
     )
   }
   await server.stop()
@@ -245,9 +248,9 @@ async function overload(): Promise<Row[]> {
     {
       what: `${what}: goodput`,
       measured: median(good).toFixed(2),
-      against: `capacity ${capacity.toFixed(0)}/s`,
-      goal: "≥ 0.90",
-      met: median(good) >= 0.9,
+      against: `capacity ${median(capacities).toFixed(0)}/s, asked for ${median(factors).toFixed(1)}×`,
+      goal: "≥ 0.90 at 10×",
+      met: median(good) >= 0.9 && median(factors) >= 9,
     },
     {
       what: `${what}: refusals`,
