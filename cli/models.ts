@@ -1,7 +1,7 @@
 /** `bentoctl models …`: what happens between a trained model's file and the store. */
 import { existsSync } from "node:fs"
 import path from "node:path"
-import { Option } from "clipanion"
+import { Option, UsageError } from "clipanion"
 import type { Bento } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
 import type { Model } from "../store/model.ts"
@@ -24,7 +24,25 @@ const COLUMNS: readonly Column<ListRecord>[] = [
   { title: "Creation Time", cell: (row) => row["creation_time"] ?? "", dispensable: 2 },
 ]
 
-export class ModelsImportCommand extends BaseCommand {
+/** What makes a version of a model takes a while, and may have something to note. */
+abstract class AddingCommand extends BaseCommand {
+  protected async showAdding<T extends { readonly notes: readonly string[] }>(
+    what: string,
+    output: "text" | "tag" | "json",
+    add: () => Promise<T>,
+  ): Promise<T> {
+    const { isLive, showWhile, stderrScreen } = await import("./report.ts")
+    const added = await showWhile(
+      isLive(this.context) && !this.quiet ? stderrScreen(this.context) : null,
+      what,
+      add(),
+    )
+    if (output === "text") for (const note of added.notes) this.note(`note: ${note}`)
+    return added
+  }
+}
+
+export class ModelsImportCommand extends AddingCommand {
   static override paths = [["models", "import"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -89,16 +107,14 @@ export class ModelsImportCommand extends BaseCommand {
       { openModelStore },
       { examplesChecker, modelChecker },
       { readMetadata, readSignatures },
-      { isLive, showWhile, stderrScreen },
     ] = await Promise.all([
       import("../store/import.ts"),
       import("../store/store.ts"),
       import("./runtime-child.ts"),
       import("./arguments.ts"),
-      import("./report.ts"),
     ])
     const store = openModelStore(context.home)
-    const importing = importModel({
+    const options = {
       store,
       path: path.resolve(context.cwd, this.file),
       ...(this.modelName !== undefined && { name: this.modelName }),
@@ -112,11 +128,9 @@ export class ModelsImportCommand extends BaseCommand {
       check: modelChecker(context),
       checkExamples: examplesChecker(context),
       signal: context.signal,
-    })
-    const screen = isLive(context) && !this.quiet ? stderrScreen(context) : null
-    const { model, notes } = await showWhile(screen, `import ${this.file}`, importing)
+    }
+    const { model, notes } = await this.showAdding(`import ${this.file}`, output, () => importModel(options))
     const tag = formatTag(model.tag)
-    if (output === "text") for (const note of notes) this.note(`note: ${note}`)
     if (output === "tag") this.print(`__tag__:${tag}\n`)
     else if (output === "json") {
       const written = JSON.parse(await describeItem(store, tag, "json")) as unknown
@@ -126,7 +140,7 @@ export class ModelsImportCommand extends BaseCommand {
   }
 }
 
-export class ModelsRecordCommand extends BaseCommand {
+export class ModelsRecordCommand extends AddingCommand {
   static override paths = [["models", "record"]]
   static help: CommandHelp = {
     group: GROUP,
@@ -146,8 +160,7 @@ export class ModelsRecordCommand extends BaseCommand {
   }
 
   tag: string = Option.String({ name: "TAG" })
-  input: string = Option.String("--input", {
-    required: true,
+  input: string | undefined = Option.String("--input", {
     description: "<FILE> JSON file with the inputs",
   })
   version: string | undefined = Option.String("--version", {
@@ -159,16 +172,15 @@ export class ModelsRecordCommand extends BaseCommand {
 
   async execute(): Promise<number> {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
+    if (this.input === undefined) throw new UsageError("--input FILE is needed: what the model is to answer")
     const { context } = this
-    const [{ recordExamples }, { openModelStore }, { examplesChecker }, { isLive, showWhile, stderrScreen }] =
-      await Promise.all([
-        import("../store/import.ts"),
-        import("../store/store.ts"),
-        import("./runtime-child.ts"),
-        import("./report.ts"),
-      ])
+    const [{ recordExamples }, { openModelStore }, { examplesChecker }] = await Promise.all([
+      import("../store/import.ts"),
+      import("../store/store.ts"),
+      import("./runtime-child.ts"),
+    ])
     const store = openModelStore(context.home)
-    const recording = recordExamples({
+    const options = {
       store,
       tag: await store.resolve(parseTagRef(this.tag)),
       input: path.resolve(context.cwd, this.input),
@@ -177,11 +189,11 @@ export class ModelsRecordCommand extends BaseCommand {
       random: context.random,
       checkExamples: examplesChecker(context),
       signal: context.signal,
-    })
-    const screen = isLive(context) && !this.quiet ? stderrScreen(context) : null
-    const { model, examples, notes } = await showWhile(screen, `record ${this.tag}`, recording)
+    }
+    const { model, examples, notes } = await this.showAdding(`record ${this.tag}`, output, () =>
+      recordExamples(options),
+    )
     const tag = formatTag(model.tag)
-    if (output === "text") for (const note of notes) this.note(`note: ${note}`)
     if (output === "tag") this.print(`__tag__:${tag}\n`)
     else if (output === "json") this.printJson({ tag, path: store.dir(model.tag), examples, notes })
     else {

@@ -87,10 +87,10 @@ const EXAMPLE_KEYS = ["name", "signature", "inputs", "outputs", "tolerance"]
  * `{"examples": [{"inputs": {…}, "outputs": {…}}]}`, the list alone, or one example alone; where answers are to be recorded
  * also the body of a request. Null for what has not this form at all; what is wrong within is left out, and a problem.
  */
-export function readExamples(text: string, problems: Problems, record = false): WrittenExamples | null {
+export function readExamples(bytes: Uint8Array, problems: Problems, record = false): WrittenExamples | null {
   let value: unknown
   try {
-    value = parseExactJson(text.replace(/^\uFEFF/, ""))
+    value = parseExactJson(new TextDecoder("utf-8", { fatal: true }).decode(bytes))
   } catch (error) {
     problems.add("", `is not JSON: ${error instanceof Error ? error.message : String(error)}`)
     return null

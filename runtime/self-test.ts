@@ -58,21 +58,20 @@ export async function testModel(
 ): Promise<ModelReport> {
   const report = { model: formatTag(model.tag), problems: [], notes: [], examples: [] }
   const file = path.join(dir, SELFTEST_JSON)
-  const [text, loading] = await Promise.all([
-    readOrNull(file),
-    started.then(
-      () => null,
-      (error: unknown) => messageOf(error),
-    ),
-  ])
-  const failure = loading === null ? [] : [loading]
-  if (text === null) return { ...report, problems: failure }
+  const failure = started.then(
+    () => [],
+    (error: unknown) => [messageOf(error)],
+  )
+  const bytes = await readOrNull(file)
+  if (bytes === null) return { ...report, problems: await failure }
   const problems = new Problems(file)
-  const written = readExamples(text, problems)
+  const written = readExamples(bytes, problems)
   if (written === null || problems.issues.length > 0)
-    return { ...report, problems: [...problems.issues.map(formatIssue), ...failure] }
-  const files = await changedFiles(dir, written.files)
-  if (loading !== null) return { ...report, problems: [...files, ...failure] }
+    return { ...report, problems: [...problems.issues.map(formatIssue), ...(await failure)] }
+  // While the model loads: both take their time where it is large.
+  const broken = (await Promise.all([changedFiles(dir, written.files), failure])).flat()
+  const notes = versionNotes(written.onnxruntime)
+  if ((await failure).length > 0) return { ...report, problems: broken, notes }
   const changed = changedSignatures(written, runner.signatures)
   // A signature that changed is named once, and not again by each of its examples.
   const sound = written.examples.filter(({ signature }) => !changed.has(signature ?? "run"))
@@ -84,12 +83,12 @@ export async function testModel(
   return {
     ...report,
     problems: [
-      ...files,
+      ...broken,
       ...[...changed.values()].flat(),
       ...problems.issues.map(formatIssue),
       ...incomplete.map(({ name }) => `example ${JSON.stringify(name)} has no outputs to compare with`),
     ],
-    notes: versionNotes(written.onnxruntime),
+    notes,
     examples: results,
   }
 }
@@ -176,15 +175,23 @@ async function changedFiles(dir: string, recorded: Readonly<Record<string, strin
     .filter((name) => !Object.hasOwn(recorded, name) && Object.keys(recorded).length > 0)
     .map((name) => `the file ${name} was not there when the examples were recorded`)
   for (const [name, digest] of Object.entries(recorded)) {
-    const now = present.includes(name) ? await digestOf(path.join(dir, name)) : null
-    if (now === null) problems.push(`the file ${name} is missing`)
-    else if (now !== digest) {
-      problems.push(
-        `the file ${name} has changed since the examples were recorded: it is ${now}, and was ${digest}`,
-      )
+    if (!present.includes(name)) problems.push(`the file ${name} is missing`)
+    else {
+      const problem = await changedFile(path.join(dir, name), digest)
+      if (problem !== null) problems.push(`the file ${name} ${problem}`)
     }
   }
   return problems
+}
+
+async function changedFile(file: string, recorded: string): Promise<string | null> {
+  try {
+    const now = await digestOf(file)
+    if (now === recorded) return null
+    return `has changed since the examples were recorded: it is ${now}, and was ${recorded}`
+  } catch (error) {
+    return `cannot be read: ${messageOf(error)}`
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------- entering the store
@@ -202,7 +209,7 @@ export async function checkExamples(
   await runner.start()
   const problems = new Problems(file)
   const failed = (message: string): ExamplesResult => ({ ok: false, message, issues: problems.issues })
-  const written = readExamples(await readFile(file, "utf8"), problems, record)
+  const written = readExamples(await readFile(file), problems, record)
   const examples = resolveExamples(written?.examples ?? [], runner.signatures, problems)
   written?.examples.forEach(({ at, outputs }) => {
     if (record && outputs !== null)
@@ -246,10 +253,10 @@ async function recordExample(example: Example, runner: ModelRunner): Promise<Exa
 }
 
 async function present(file: string, runner: ModelRunner): Promise<Example[]> {
-  const text = await readOrNull(file)
-  if (text === null) return []
+  const bytes = await readOrNull(file)
+  if (bytes === null) return []
   const problems = new Problems(file)
-  const examples = resolveExamples(readExamples(text, problems)?.examples ?? [], runner.signatures, problems)
+  const examples = resolveExamples(readExamples(bytes, problems)?.examples ?? [], runner.signatures, problems)
   if (problems.issues.length > 0)
     throw new IssueError("EXAMPLES_INVALID", "the model's examples cannot be read:", problems.issues)
   return examples
@@ -368,9 +375,9 @@ function countOf(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? "" : "s"}`
 }
 
-async function readOrNull(file: string): Promise<string | null> {
+async function readOrNull(file: string): Promise<Uint8Array | null> {
   try {
-    return await readFile(file, "utf8")
+    return await readFile(file)
   } catch (error) {
     if (error instanceof Error && "code" in error && error.code === "ENOENT") return null
     throw error

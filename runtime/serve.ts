@@ -96,7 +96,11 @@ const OPTIONS = {
 type Flags = ReturnType<typeof parseFlags>
 
 function parseFlags(args: readonly string[]) {
-  return parseArgs({ args: [...args], options: OPTIONS, strict: true }).values
+  const { values } = parseArgs({ args: [...args], options: OPTIONS, strict: true })
+  const { output = "table", "self-test": selfTests } = values
+  if (!["table", "json"].includes(output)) throw new Error(`-o must be table or json, not "${output}"`)
+  if (values.output !== undefined && selfTests !== true) throw new Error("-o is an option of selftest")
+  return values
 }
 
 async function main(args: readonly string[]): Promise<void> {
@@ -111,12 +115,6 @@ async function main(args: readonly string[]): Promise<void> {
   if (flags["check-model"] !== undefined) return report(await checkModel(flags["check-model"], clock))
   if (flags["check-examples"] !== undefined) return checkExamples(flags["check-examples"])
   if (flags.describe === true) return describeMode(flags)
-  const { output } = flags
-  if (output !== undefined && (flags["self-test"] !== true || !["table", "json"].includes(output))) {
-    process.stderr.write("-o takes table or json, and only a self-test has it\n")
-    process.exitCode = 2
-    return
-  }
   let spec: ServeSpec | undefined
   const onSpec = (read: ServeSpec): void => {
     spec = read

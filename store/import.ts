@@ -1,17 +1,6 @@
 /** `importModel`: from a file that somebody trained to a model of the store. */
 import { constants, type Stats } from "node:fs"
-import {
-  access,
-  copyFile,
-  lstat,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  realpath,
-  stat,
-  writeFile,
-} from "node:fs/promises"
+import { copyFile, lstat, mkdir, open, readdir, readFile, realpath, stat, writeFile } from "node:fs/promises"
 import { dirname, join, posix, sep } from "node:path"
 import { pipeline } from "node:stream/promises"
 import { cancelled, orAborted } from "./abort.ts"
@@ -363,9 +352,12 @@ async function takeExamples(
 
 /** Before a large model is copied for nothing. */
 async function checkReadable(path: string): Promise<void> {
-  await access(path, constants.R_OK).catch((error: unknown) => {
+  const file = await open(path).catch((error: unknown) => {
     throw unreadable(path, error)
   })
+  const isFolder = await file.stat().then((stats) => stats.isDirectory())
+  await file.close()
+  if (isFolder) throw new BentoError("IMPORT_FAILED", `${path} is a folder, and must be a file of examples`)
 }
 
 // -------------------------------------------------------------------------------------------------------- recording

@@ -35,7 +35,7 @@ function read(
 ): { examples: Example[]; problems: string[] } {
   const problems = new Problems("e.json")
   const text = typeof value === "string" ? value : JSON.stringify(value)
-  const written = readExamples(text, problems, record)
+  const written = readExamples(Buffer.from(text), problems, record)
   const examples = resolveExamples(written?.examples ?? [], signatures, problems)
   return { examples, problems: problems.issues.map(formatIssue) }
 }
@@ -197,7 +197,7 @@ describe("what is written", () => {
         }
         const text = formatExamples(head, [example])
         const problems = new Problems("s.json")
-        const { examples, ...rest } = readExamples(text, problems) ?? assert.fail(text)
+        const { examples, ...rest } = readExamples(Buffer.from(text), problems) ?? assert.fail(text)
         assert.deepEqual(rest, head)
         assert.deepEqual(resolveExamples(examples, { run: spec }, problems), [example])
         assert.deepEqual(problems.issues, [])
