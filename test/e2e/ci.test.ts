@@ -7,10 +7,10 @@ import { cp, mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { parse } from "yaml"
-import { ensureRegistry, PASSWORD, startRegistry } from "../setup/registry.ts"
+import { ensurePrograms, PASSWORD, startRegistry } from "../setup/registry.ts"
 import { docker, freePort, root, run, temporaryFolder } from "./support.ts"
 
-const there = await ensureRegistry(() => {})
+const there = await ensurePrograms(["docker-registry", "buildah"])
 const skip = there.available ? false : (there.reason ?? "no registry")
 const { folder, remove } = await temporaryFolder()
 const page = await readFile(path.join(root, "docs/ci.md"), "utf8")
@@ -75,15 +75,17 @@ async function step(commands: string, { project, env }: { project: string; env: 
   assert.equal(code, 0, `${commands}\nended with ${code}:\n${stdout}${stderr}`)
 }
 
+const auth = Buffer.from(`me:${PASSWORD}`).toString("base64")
+
+/** What the registry has at a path of a repository. */
+function ask(path: string): Promise<Response> {
+  const accept =
+    "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+  return fetch(`http://${host}/v2/${path}`, { headers: { accept, authorization: `Basic ${auth}` } })
+}
+
 async function digestOf(name: string, reference: string): Promise<string | null> {
-  const answer = await fetch(`http://${host}/v2/${name}/manifests/${reference}`, {
-    headers: {
-      accept:
-        "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json",
-      authorization: `Basic ${Buffer.from(`me:${PASSWORD}`).toString("base64")}`,
-    },
-  })
-  return answer.headers.get("docker-content-digest")
+  return (await ask(`${name}/manifests/${reference}`)).headers.get("docker-content-digest")
 }
 
 describe("docs/ci.md", { skip }, () => {
@@ -179,5 +181,73 @@ describe("docs/ci.md", { skip }, () => {
       `IMAGE=${host}/team/gitlab@${digest}\n`,
     )
     assert.doesNotMatch(await docker("image", "inspect", `${host}/team/gitlab:${SHA}`), /config\.json|auths/)
+  })
+
+  test("Tekton: the context is written in one step, and built by another without a daemon", async (t) => {
+    interface Task {
+      readonly spec: {
+        readonly steps: readonly {
+          readonly name: string
+          readonly script: string
+          readonly env?: readonly { readonly name: string; readonly value: string }[]
+        }[]
+      }
+    }
+    const { steps } = (block("bentoctl-image.yaml") as Task).spec
+    const { project, env } = await machine("tekton")
+    const here = path.join(folder, "tekton")
+    const reference = `${host}/team/tekton:1`
+    await writeFile(path.join(here, "config.json"), JSON.stringify({ auths: { [host]: { auth } } }))
+    const known: Env = {
+      "params.bentoctl": env["BENTOCTL"] ?? "",
+      "params.image": reference,
+      "context.taskRun.uid": "c0ffee",
+      "workspaces.registry.path": here,
+      "results.digest.path": path.join(here, "digest"),
+    }
+    const valueOf = (text: string): string =>
+      text.replaceAll(/\$\(((?:params|context|workspaces|results)\.[\w.]+)\)/g, (_, key: string) => {
+        const value = known[key]
+        assert.ok(value !== undefined, `$(${key}) is unknown to this test`)
+        return value
+      })
+    // Of buildah: a place of its own, and a registry without TLS.
+    const [storage, registries] = [path.join(here, "storage.conf"), path.join(here, "registries.conf")]
+    await writeFile(
+      storage,
+      `[storage]\ndriver = "overlay"\ngraphroot = "${here}/graph"\nrunroot = "${here}/run"\n`,
+    )
+    await writeFile(registries, `[[registry]]\nlocation = "${host}"\ninsecure = true\n`)
+    // Nothing of a daemon: a base with two folders, from the registry.
+    await mkdir(path.join(here, "base/opt"), { recursive: true })
+    await mkdir(path.join(here, "base/home"))
+    const base = `${host}/team/base:1`
+    assert.equal((await run("tar", ["-C", `${here}/base`, "-cf", `${here}/base.tar`, "."])).code, 0)
+    await docker("import", `${here}/base.tar`, base)
+    assert.equal((await run("docker", ["push", "-q", base], { env: { DOCKER_CONFIG: here } })).code, 0)
+    const given = {
+      ...env,
+      BENTOCTL_BASE_IMAGE: base,
+      CONTAINERS_STORAGE_CONF: storage,
+      CONTAINERS_REGISTRIES_CONF: registries,
+      DOCKER_HOST: "unix:///nowhere.sock",
+    }
+    for (const { name, script, env: own = [] } of steps) {
+      const ofStep = Object.fromEntries(own.map((variable) => [variable.name, valueOf(variable.value)]))
+      await t.test(name, () => step(valueOf(script), { project, env: { ...given, ...ofStep } }))
+    }
+    const digest = await digestOf("team/tekton", "1")
+    assert.equal((await readFile(path.join(here, "digest"), "utf8")).trim(), `${host}/team/tekton@${digest}`)
+    interface Manifest {
+      readonly config: { readonly digest: string }
+      readonly layers: readonly unknown[]
+    }
+    const manifest = (await (await ask("team/tekton/manifests/1")).json()) as Manifest
+    const config = (await (await ask(`team/tekton/blobs/${manifest.config.digest}`)).json()) as {
+      readonly config: { readonly User: string; readonly Healthcheck?: object }
+    }
+    assert.equal(config.config.User, "1034:1034")
+    assert.ok(config.config.Healthcheck !== undefined)
+    assert.ok(manifest.layers.length >= 5, `${manifest.layers.length} layers`)
   })
 })

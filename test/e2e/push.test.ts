@@ -6,11 +6,11 @@ import { chmod, mkdir, writeFile } from "node:fs/promises"
 import net from "node:net"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
-import { ensureRegistry, PASSWORD, startRegistry } from "../setup/registry.ts"
+import { ensurePrograms, PASSWORD, startRegistry } from "../setup/registry.ts"
 import type { Registry } from "../setup/registry.ts"
 import { bentoctl, docker, freePort, root, run, temporaryFolder } from "./support.ts"
 
-const there = await ensureRegistry(() => {})
+const there = await ensurePrograms(["docker-registry"])
 const skip = there.available ? false : (there.reason ?? "no registry")
 
 const { folder, remove } = await temporaryFolder()

@@ -12,17 +12,22 @@ export interface Registry {
   readonly stop: () => Promise<void>
 }
 
-/** Makes sure that there is one to start, or says why not. */
-export async function ensureRegistry(log: Log): Promise<{ available: boolean; reason?: string }> {
-  if (!(await run("docker-registry", ["--version"])).missing) return { available: true }
+/** Makes sure that there are programs, which Debian has in packages of the same names; or says why not. */
+export async function ensurePrograms(
+  names: readonly string[],
+  log: Log = () => {},
+): Promise<{ available: boolean; reason?: string }> {
+  const found = await Promise.all(names.map((name) => run(name, ["--version"])))
+  const missing = names.filter((_, index) => found[index]?.missing)
+  if (missing.length === 0) return { available: true }
   if (!usesApt(await readDistribution()) || !isRoot()) {
     return {
       available: false,
-      reason: "there is no docker-registry, and only root on Debian or Ubuntu gets one",
+      reason: `there is no ${missing.join(", no ")}, and only root on Debian or Ubuntu gets it`,
     }
   }
   try {
-    await aptInstall(["docker-registry"], { log })
+    await aptInstall(missing, { log })
     return { available: true }
   } catch (error) {
     return { available: false, reason: explain(error) }
