@@ -62,6 +62,11 @@ function install(dir: string, manager: string, version: string, cpu: string = pr
   return run(process.execPath, args, { cwd: dir })
 }
 
+async function foundations(): Promise<string[]> {
+  const listed = await docker("images", "--format", "{{.Repository}}:{{.Tag}}", "bentoctl/foundation")
+  return listed.split("\n").filter((tag) => tag !== "")
+}
+
 /** Builds Bento and image; the names of both are ours alone. */
 async function build(
   dir: string,
@@ -82,7 +87,9 @@ async function build(
     "-o",
     "json",
   ]
+  const known = new Set(await foundations())
   const ran = await bentoctl(args, { ...env, ...more })
+  for (const tag of await foundations()) if (!known.has(tag)) made.add(tag)
   if (ran.code !== 0) return { ...ran, image: "" }
   const { image } = JSON.parse(ran.stdout) as { image: { tags: string[]; image_id: string } }
   for (const tag of image.tags) made.add(tag)
@@ -313,12 +320,11 @@ describe("a private registry", { skip: unreachable }, () => {
     assert.equal(await ask(image, "ms", 1), "hello")
 
     const { path: bento } = JSON.parse(stdout) as { path: string }
-    const foundations = (await docker("images", "-q", "bentoctl/foundation")).split("\n")
     const places: Readonly<Record<string, string>> = {
       "the Bento": (await run("grep", ["-rl", TOKEN, bento])).stdout,
       "the store's cache": (await run("grep", ["-rl", TOKEN, path.join(home, ".bentoctl")])).stdout,
       "what was printed": stdout + stderr,
-      "the image's config": await docker("image", "inspect", image, ...foundations),
+      "the image's config": await docker("image", "inspect", image, ...(await foundations())),
       "the image's history": await docker("history", "--no-trunc", image),
       "the engine's account of its build cache": (
         await run("docker", ["system", "df", "-v", "--format", "{{json .BuildCache}}"])
