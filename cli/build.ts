@@ -175,6 +175,9 @@ async function resultJson(built: BuiltBento, image: Built | undefined, dryRun: b
   const { dir, notes, files, plan } = built
   const bento = parseYaml(formatBentoYaml(built.bento), "1.1")
   const tag = formatTag(built.bento.tag)
-  if (dryRun) return { tag, dry_run: true, notes, files, bento, plan }
+  if (dryRun) {
+    const { dockerfileOf } = await import("../images/context.ts")
+    return { tag, dry_run: true, notes, files, bento, plan, dockerfile: dockerfileOf(plan) }
+  }
   return { tag, path: dir, notes, bento, ...(image !== undefined && { image: imageJson(image) }) }
 }

@@ -73,6 +73,7 @@ export const EMPTY_BENTOFILE: Bentofile = {
     env: {},
     systemPackages: [],
     setupScript: null,
+    dockerfileTemplate: null,
     platforms: [],
   },
   node: { packages: [], line: null },
@@ -88,8 +89,6 @@ const INSTEAD: Readonly<Record<string, string>> = {
   args: "template arguments are not supported: write the values out, or give them to the server as `envs`",
   "docker.python_version":
     "the image holds Node and no Python; `docker.node_version` names the version of that",
-  "docker.dockerfile_template":
-    "use `docker.system_packages`, `docker.setup_script`, `docker.env` or a `docker.base_image` of your own",
   "models.filter": "it is a query of BentoCloud; name the tag, or a prefix of its version",
 }
 
@@ -163,6 +162,11 @@ const dockerSchema = z.strictObject({
     .min(1)
     .nullish()
     .describe("A script to run as root while building, inside the context"),
+  dockerfile_template: z
+    .string()
+    .min(1)
+    .nullish()
+    .describe("A Handlebars file that overrides blocks of our Dockerfile, inside the context"),
   platforms: z
     .array(z.enum(PLATFORMS))
     .min(1)
@@ -457,7 +461,8 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
     cudaVersion: cuda.ok ? cuda.version : null,
     env,
     systemPackages: [...new Set(docker.system_packages ?? [])].sort(),
-    setupScript: await setupScript(docker.setup_script ?? null, c),
+    setupScript: await contextFile(docker.setup_script ?? null, "setup_script", c),
+    dockerfileTemplate: await contextFile(docker.dockerfile_template ?? null, "dockerfile_template", c),
     platforms: [...new Set(docker.platforms ?? [])],
   }
   for (const { key, message } of dockerConflicts(options)) report(c, ["docker", key], message)
@@ -497,10 +502,15 @@ async function describe(written: WrittenBentofile["description"], c: Completion)
   return file === null ? null : await readFile(file, "utf8")
 }
 
-async function setupScript(script: string | null, c: Completion): Promise<string | null> {
-  if (script === null) return null
-  const file = await insideContext(script, ["docker", "setup_script"], c)
-  return file === null ? null : path.relative(c.contextDir, path.resolve(c.contextDir, script))
+/** The path of a file of the context, relative to it. */
+async function contextFile(
+  written: string | null,
+  key: "setup_script" | "dockerfile_template",
+  c: Completion,
+): Promise<string | null> {
+  if (written === null) return null
+  const file = await insideContext(written, ["docker", key], c)
+  return file === null ? null : path.relative(c.contextDir, path.resolve(c.contextDir, written))
 }
 
 /** `docker.env` in its three forms. */

@@ -14,7 +14,7 @@ import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
-import { defaultPlatform, PACKAGES_DIR, planImage, printablePlan } from "./plan.ts"
+import { defaultPlatform, PACKAGES_DIR, TEMPLATE_FILE, planImage, printablePlan } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -93,8 +93,14 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const { openapi } = description
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
+  const { dockerfileTemplate } = bentofile.docker
+  const template =
+    dockerfileTemplate === null
+      ? undefined
+      : await readFile(path.join(contextDir, dockerfileTemplate), "utf8")
   const plan = planImage({
     bento,
+    dockerfileTemplate: template,
     bentoDir: dir,
     models,
     runtimeDir: options.runtimeDir,
@@ -128,6 +134,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
         await copyFile(bentofile.path, path.join(draft, "src/bentofile.yaml"), 0o644)
       const { setupScript } = bentofile.docker
       await mkdir(path.join(draft, "env/docker"), { recursive: true })
+      if (template !== undefined) await write(draft, TEMPLATE_FILE, template)
       if (setupScript !== null) {
         const script = await realpath(path.join(contextDir, setupScript))
         await copyFile(script, path.join(draft, "env/docker/setup_script"), 0o755)

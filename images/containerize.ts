@@ -1,4 +1,5 @@
 /** A Bento of the store → an image: the plan, then one of two ways to carry it out. This is the walk. */
+import { readFile } from "node:fs/promises"
 import path from "node:path"
 import type { Bento, JsonObject } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
@@ -23,6 +24,7 @@ import {
   imageNames,
   PACKAGES_DIR,
   planImage,
+  TEMPLATE_FILE,
   withModelImages,
 } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
@@ -87,6 +89,10 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   const cache = openCache(home)
   const plan = planImage({
     bento,
+    dockerfileTemplate:
+      bento.docker.dockerfileTemplate === null
+        ? undefined
+        : await readFile(path.join(dir, TEMPLATE_FILE), "utf8"),
     bentoDir: dir,
     models: await withFacts(models, cache),
     runtimeDir,
@@ -178,7 +184,9 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   signal?.throwIfAborted()
   const { noPartialLoads } = await engine.ping(signal)
   let imageId: string | undefined
-  let reason = asked === "dockerfile" ? null : noPartialLoads
+  const templated =
+    plan.builder === "dockerfile" ? "docker.dockerfile_template is for the engine to carry out" : null
+  let reason = asked === "dockerfile" ? null : (templated ?? noPartialLoads)
   if (asked !== "dockerfile" && reason === null) {
     yield { type: "builder", builder: "assemble", reason: null }
     try {

@@ -66,7 +66,9 @@ export function dockerfileOf(plan: ImagePlan, part: DockerfilePart = "whole"): D
   } catch (error) {
     if (!(error instanceof TemplateError)) throw error
     const line = error.line === undefined ? "" : `:${error.line}`
-    throw new BentoError("TEMPLATE_INVALID", `templates/${error.template}.hbs${line}: ${error.message}`, {
+    const isTheirs = error.template === plan.dockerfile.template?.file
+    const file = isTheirs ? error.template : `templates/${error.template}.hbs`
+    throw new BentoError("TEMPLATE_INVALID", `${file}${line}: ${error.message}`, {
       cause: error,
     })
   }

@@ -40,6 +40,9 @@ const NODE_MODULES_PATH = `${path.posix.dirname(BENTO_PATH)}/node_modules/`
 /** The bill of materials, in the Bento's folder of an image. */
 export const SBOM_FILE = "sbom.cdx.json"
 
+/** Where a Bento keeps the template of its Dockerfile. */
+export const TEMPLATE_FILE = "env/docker/Dockerfile.template"
+
 /** Where a Bento keeps what says which packages it needs. */
 export const PACKAGES_DIR = "env/node"
 
@@ -94,6 +97,8 @@ export interface ImagePlan {
   readonly platform: Platform
   /** Images that the build starts from; they must be in the engine, or be pulled. The last one is the image's own base. */
   readonly baseImages: readonly string[]
+  /** `auto`: assembled where the engine can take it. */
+  readonly builder: "auto" | "dockerfile"
   /** Whether something has to run in a container while the image is made. */
   readonly runs: boolean
   readonly dockerfile: DockerfileVars
@@ -116,6 +121,8 @@ export interface PlanOptions {
   /** What the lock file of the service's packages holds. */
   readonly locked: readonly NpmPackage[]
   readonly platform?: Platform | undefined
+  /** The text of `docker.dockerfile_template`. */
+  readonly dockerfileTemplate?: string | undefined
   /** What `docker.base_image` and `docker.node_version` override, and what overrides `node:24-bookworm-slim`. */
   readonly baseImage?: string | undefined
   /** Default: NAME:VERSION and NAME:latest. */
@@ -146,8 +153,13 @@ export function planImage(options: PlanOptions): ImagePlan {
     .map(({ name, value }) => ({ name, value: given(name) ?? value }))
   const { docker, node } = bento
   const runs =
-    docker.systemPackages.length > 0 || docker.setupScript !== null || cuda !== null || node !== undefined
+    docker.systemPackages.length > 0 ||
+    docker.setupScript !== null ||
+    cuda !== null ||
+    node !== undefined ||
+    docker.dockerfileTemplate !== null
   const createdAt = rfc3339(bento.creationTime)
+  const { dockerfileTemplate } = options
   // NVIDIA's images and distroless have no npm.
   const packagesImage = cuda === null && packageManagerOf(distro) !== null ? baseImage : nodeImage
   const needed = [...(cuda === null ? [] : [nodeImage]), ...(node === undefined ? [] : [packagesImage])]
@@ -166,10 +178,15 @@ export function planImage(options: PlanOptions): ImagePlan {
     tags: imageNames(options.tags ?? [formatTag(bento.tag), `${bento.tag.name}:latest`]),
     platform,
     baseImages,
+    builder: docker.dockerfileTemplate === null ? "auto" : "dockerfile",
     runs,
     dockerfile: {
       baseImage,
       cuda: cuda === null ? null : { nodeImage, onnxruntimeVersion: options.runtime.onnxruntimeVersion },
+      template:
+        docker.dockerfileTemplate === null || dockerfileTemplate === undefined
+          ? null
+          : { file: docker.dockerfileTemplate, text: dockerfileTemplate },
       env: [
         ...OUR_ENV,
         ...namedValues(bento.docker.env),

@@ -136,6 +136,8 @@ export interface DockerOptions {
   readonly systemPackages: readonly string[]
   /** Path inside `src/`. */
   readonly setupScript: string | null
+  /** Path inside the project of a template that its Dockerfile extends ours with; the Bento keeps its text. */
+  readonly dockerfileTemplate: string | null
   /** What its images may be built for, the default first; empty = all. */
   readonly platforms: readonly Platform[]
 }
@@ -289,6 +291,7 @@ export function formatBentoYaml(bento: Bento): string {
         env: bento.docker.env,
         system_packages: bento.docker.systemPackages,
         setup_script: bento.docker.setupScript,
+        dockerfile_template: bento.docker.dockerfileTemplate,
         platforms: bento.docker.platforms,
       },
       ...(bento.node === undefined ? {} : { node: { ...bento.node } }),
@@ -382,7 +385,13 @@ function readGitFacts(git: Fields): GitFacts {
 
 /** Its distributions are others, and no image is ever made of that Bento. */
 function readBentomlDocker(docker: Fields): DockerOptions {
-  return { ...readDockerBase(docker), distro: "debian", nodeVersion: null, platforms: [] }
+  return {
+    ...readDockerBase(docker),
+    distro: "debian",
+    nodeVersion: null,
+    dockerfileTemplate: null,
+    platforms: [],
+  }
 }
 
 function readDocker(docker: Fields): DockerOptions {
@@ -390,13 +399,16 @@ function readDocker(docker: Fields): DockerOptions {
     ...readDockerBase(docker),
     distro: readChoice(docker, "distro", DISTROS),
     nodeVersion: docker.textOrNull("node_version"),
+    dockerfileTemplate: docker.textOrNull("dockerfile_template"),
     platforms: readTexts(docker, "platforms").map((text, index) =>
       choiceOf(docker, ["platforms", String(index)], text, PLATFORMS),
     ),
   }
 }
 
-function readDockerBase(docker: Fields): Omit<DockerOptions, "distro" | "nodeVersion" | "platforms"> {
+function readDockerBase(
+  docker: Fields,
+): Omit<DockerOptions, "distro" | "nodeVersion" | "dockerfileTemplate" | "platforms"> {
   return {
     baseImage: docker.textOrNull("base_image"),
     cudaVersion: docker.textOrNull("cuda_version"),

@@ -8,6 +8,7 @@
 import { readFileSync } from "node:fs"
 import path from "node:path"
 import Handlebars from "handlebars"
+import { checkNeeds, checkUserTemplate, EXTENDED } from "./user-template.ts"
 import { QuoteError, dockerWord, jsonText, plainWord, shellWord, variableName } from "./quote.ts"
 
 export { shellAssignments } from "./quote.ts"
@@ -17,6 +18,8 @@ export interface DockerfileVars {
   readonly baseImage: string
   /** Set for a CUDA image: where node comes from, and which ONNX Runtime's CUDA libraries are fetched. */
   readonly cuda: { readonly nodeImage: string; readonly onnxruntimeVersion: string } | null
+  /** The user's, which extends ours. `file` is for messages. */
+  readonly template: { readonly file: string; readonly text: string } | null
   /** Set before anything runs. */
   readonly env: readonly NamedValue[]
   /** Null where there is no shell to run one. */
@@ -98,8 +101,44 @@ export function renderDockerfile(vars: DockerfileVars, part: DockerfilePart = "w
     const file = path.join(import.meta.dirname, `${name}.hbs`)
     return { name, text: readFileSync(file, "utf8") }
   })
-  // The one place that gives a string this type.
-  return renderTemplates(templates, { ...vars, foundation: part === "foundation" }) as Dockerfile
+  const { template, ...rest } = vars
+  const given = { ...rest, foundation: part === "foundation" }
+  // The places that give a string this type.
+  if (template === null) return renderTemplates(templates, given) as Dockerfile
+  return renderUserTemplate(templates, template, given) as Dockerfile
+}
+
+function renderUserTemplate(
+  ours: readonly { name: string; text: string }[],
+  { file, text }: { readonly file: string; readonly text: string },
+  vars: Omit<DockerfileVars, "template">,
+): string {
+  const refuse = (line: number | undefined, message: string): never => {
+    throw new TemplateError(file, line, message)
+  }
+  const blocks = checkUserTemplate(parse(file, text), refuse)
+  const extended = ours.at(-1)?.text ?? ""
+  const all = [...ours, { name: EXTENDED, text: extended }, { name: file, text }]
+  let dockerfile: string
+  try {
+    dockerfile = renderTemplates(all, vars)
+  } catch (error) {
+    // A name that is not there is noticed by the template around; a value that cannot be quoted tells its own place.
+    if (!(error instanceof TemplateError) || error.cause instanceof QuoteError) throw error
+    throw new TemplateError(file, error.line, error.message, error)
+  }
+  const { runtime, models, source, metadata } = vars
+  const copied = [runtime, ...models, source, metadata].map(({ to }) => to)
+  checkNeeds(dockerfile, blocks, { env: vars.env, copied }, refuse)
+  return dockerfile
+}
+
+function parse(name: string, text: string): hbs.AST.Program {
+  try {
+    return Handlebars.parse(text, { srcName: name })
+  } catch (error) {
+    throw asTemplateError(name, error)
+  }
 }
 
 /** The template that fills the blocks of the base in. */
@@ -112,6 +151,8 @@ function variantOf({ cuda, packageManager }: DockerfileVars): string {
 export function renderTemplates(templates: readonly { name: string; text: string }[], vars: object): string {
   const handlebars = Handlebars.create()
   handlebars.registerHelper(HELPERS)
+  // It would print to the terminal.
+  handlebars.unregisterHelper("log")
   const compiled = templates.map(({ name, text }) => ({ name, render: compile(handlebars, name, text) }))
   for (const { name, render } of compiled) handlebars.registerPartial(name, render)
   const main = compiled.at(-1)
@@ -128,7 +169,12 @@ function compile(handlebars: typeof Handlebars, name: string, text: string): Han
     const tree = handlebars.parse(text, { srcName: name })
     new OnlyQuoted(name).accept(tree)
     const known = Object.fromEntries(Object.keys(HELPERS).map((helper) => [helper, true]))
-    const options = { strict: true, noEscape: true, knownHelpersOnly: true, knownHelpers: known }
+    const options = {
+      strict: true,
+      noEscape: true,
+      knownHelpersOnly: true,
+      knownHelpers: { ...known, log: false },
+    }
     const render = handlebars.compile(tree, options)
     return (...args) => {
       try {
@@ -187,6 +233,14 @@ class OnlyQuoted extends Handlebars.Visitor {
   override MustacheStatement(mustache: hbs.AST.MustacheStatement): void {
     const name =
       mustache.path.type === "PathExpression" ? (mustache.path as hbs.AST.PathExpression).original : "?"
+    if (!Object.hasOwn(HELPERS, name) && mustache.params.length > 0 && name !== "lookup") {
+      const known = Object.keys(HELPERS).join(", ")
+      throw new TemplateError(
+        this.#template,
+        mustache.loc.start.line,
+        `${name} is no helper; what prints a value is one of ${known}`,
+      )
+    }
     if (!Object.hasOwn(HELPERS, name)) {
       throw new TemplateError(
         this.#template,

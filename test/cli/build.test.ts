@@ -52,7 +52,15 @@ test("--dry-run shows everything and writes nothing", async () => {
   const json = JSON.parse(
     (await run(["build", folder, "--version", "dry", "--dry-run", "-o", "json"], { home })).stdout,
   )
-  assert.deepEqual(Object.keys(json as object), ["tag", "dry_run", "notes", "files", "bento", "plan"])
+  assert.deepEqual(Object.keys(json as object), [
+    "tag",
+    "dry_run",
+    "notes",
+    "files",
+    "bento",
+    "plan",
+    "dockerfile",
+  ])
   assert.ok(!existsSync(path.join(home, "bentos/plain/dry")))
 })
 

@@ -134,6 +134,7 @@ export function bentoOf(docker: Partial<DockerOptions> = {}, more: Partial<Bento
       env: {},
       systemPackages: [],
       setupScript: null,
+      dockerfileTemplate: null,
       platforms: [],
       ...docker,
     },

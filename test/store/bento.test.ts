@@ -34,6 +34,7 @@ const FULL: Bento = {
     env: { A: "b c" },
     systemPackages: ["git", "libgomp1"],
     setupScript: "setup.sh",
+    dockerfileTemplate: "Dockerfile.hbs",
     platforms: ["linux/arm64", "linux/amd64"],
   },
   node: { manager: "pnpm", version: "10.34.9", settings: { registry: "https://r.example/" } },

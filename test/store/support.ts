@@ -47,6 +47,7 @@ export function aBento(tag: Tag, second = 0): Bento {
       env: {},
       systemPackages: [],
       setupScript: null,
+      dockerfileTemplate: null,
       platforms: [],
     },
     runners: [],

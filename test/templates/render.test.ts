@@ -9,6 +9,7 @@ import { parseDockerfile, parsePair, shellWords } from "../images/dockerfile.ts"
 const PLAIN: DockerfileVars = {
   baseImage: "node:24-bookworm-slim",
   cuda: null,
+  template: null,
   env: [],
   packageManager: "apt",
   systemPackages: [],

@@ -1,0 +1,55 @@
+/** The templates that docs/images.md shows, built and run. */
+import assert from "node:assert/strict"
+import { cp, mkdir, readFile, writeFile } from "node:fs/promises"
+import path from "node:path"
+import { after, before, test } from "node:test"
+import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
+
+const { folder, remove } = await temporaryFolder()
+const env = { BENTOML_HOME: path.join(folder, "bentoml") }
+const NAME = `bentoctl-e2e-template-${process.pid}`
+const page = await readFile(path.join(root, "docs/images.md"), "utf8")
+const templates = [...page.matchAll(/```handlebars\n(.*?)```/gs)].map(([, text = ""]) => text)
+
+/** What each of them is for, asked of the image. */
+const proofs: readonly (readonly [script: string, answer: string])[] = [
+  [
+    "console.log(process.env.NODE_EXTRA_CA_CERTS, fs.existsSync('/etc/ssl/company.pem'))",
+    "/etc/ssl/company.pem true",
+  ],
+  ["console.log(fs.readFileSync('/opt/labels.txt', 'utf8').trim())", "setosa"],
+  ["console.log(process.getuid(), process.env.PORT)", "2000 8080"],
+]
+
+before(async () => {
+  const iris = path.join(root, "examples/iris/iris.onnx")
+  assert.equal((await bentoctl(["models", "import", iris, "--name", "iris_clf"], env)).code, 0)
+})
+after(async () => {
+  const tags = proofs.flatMap((_, index) => [`${NAME}-${index}:latest`])
+  await run("docker", ["rmi", "-f", ...tags])
+  await bentoctl(["image", "prune"], env)
+  await remove()
+})
+
+test("each template of the documentation is proved here", () => assert.equal(templates.length, proofs.length))
+
+for (const [index, [script, answer]] of proofs.entries()) {
+  test(`template ${index + 1} of docs/images.md is built by the engine, and does what it says`, async () => {
+    const project = path.join(folder, `project${index}`)
+    await mkdir(project)
+    await cp(path.join(root, "examples/iris/service.ts"), path.join(project, "service.ts"))
+    await writeFile(path.join(project, "company.pem"), "")
+    await writeFile(path.join(project, "image.hbs"), templates[index] ?? "")
+    await writeFile(
+      path.join(project, "bentofile.yaml"),
+      `name: ${NAME}-${index}\nservice: service.ts:svc\nmodels: [iris_clf]\ndocker: {dockerfile_template: image.hbs}\n`,
+    )
+    const image = `${NAME}-${index}:latest`
+    const made = await bentoctl(["build", project, "--containerize", "-t", image, "-o", "json"], env)
+    assert.equal(made.code, 0, made.stderr)
+    const result = JSON.parse(made.stdout) as { image: { builder: string } }
+    assert.equal(result.image.builder, "dockerfile")
+    assert.equal(await docker("run", "--rm", image, "node", "-e", script), answer)
+  })
+}
