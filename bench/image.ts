@@ -19,6 +19,7 @@ import {
 import path from "node:path"
 import { ensureBaseImage, ensureEngine } from "../test/setup/engine.ts"
 import { bentoctl, cli, median, report, root, scratch, sleep } from "./harness.ts"
+import { makeDistroless } from "../test/setup/distroless.ts"
 import type { Row } from "./harness.ts"
 
 const docker = (...args: string[]): string => execFileSync("docker", args, { encoding: "utf8" }).trim()
@@ -99,9 +100,23 @@ const rows: Row[] = [
     "ms",
     `node -e 0: ${bareNodeMs.toFixed(0)} ms; first build ${first.toFixed(0)} ms`,
   ),
+  distrolessRow(),
   ...(await withLargeModels()),
 ]
 report("Images", rows)
+
+/** The same project on a base that has Node, what it needs, and nothing else. */
+function distrolessRow(): Row {
+  const on = makeDistroless(base.image)
+  const project = path.join(scratch(), "iris")
+  cpSync(context, project, { recursive: true })
+  const docker = `name: bench_distroless\ndocker: { distro: distroless, base_image: "${on}" }\n`
+  const file = path.join(project, "bentofile.yaml")
+  writeFileSync(file, readFileSync(file, "utf8").replace(/^name: .*\n/m, docker))
+  build(project)
+  const against = `ONNX Runtime + FastAPI, published: 296 MB; base ${(bytes(on) / 1e6).toFixed(0)} MB`
+  return row("whole image, distroless stand-in", bytes("bench_distroless:latest") / 1e6, 200, "MB", against)
+}
 
 /** Models with weights of random bytes, beside the graph of iris; projects that do nothing but hold one of them. */
 async function withLargeModels(): Promise<Row[]> {
