@@ -355,7 +355,7 @@ describe("selftest: true", () => {
     assert.match(
       stderr,
       new RegExp(
-        `the self-test of ${tag} failed:\\n  the file saved_model\\.onnx has changed .*\\[SELFTEST_FAILED\\]\\n`,
+        `the self-test of ${tag} failed:\\n  the file saved_model\\.onnx has changed .*\\n.*\\[SELFTEST_FAILED\\]\\n`,
       ),
     )
   })

@@ -96,7 +96,7 @@ for (const [kind, image] of Object.entries(images)) {
     assert.deepEqual([served.code, served.stdout], [1, ""])
     assert.match(
       served.stderr,
-      /the self-test of \S+ failed:\n {2}the file saved_model\.onnx has changed .*\[SELFTEST_FAILED\]/,
+      /the self-test of \S+ failed:\n {2}the file saved_model\.onnx has changed .*\n.*\[SELFTEST_FAILED\]/,
     )
   })
 }
