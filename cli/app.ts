@@ -13,6 +13,7 @@ import type { BaseCommand, CommandType } from "./command.ts"
 import { ContainerizeCommand } from "./containerize.ts"
 import type { Context } from "./context.ts"
 import { ImagePruneCommand } from "./engine-images.ts"
+import { ImageDiffCommand, ImageInspectCommand } from "./image-inspect.ts"
 import { reportError, type ErrorStyle } from "./failure.ts"
 import { commandHelp, explain, overview, PLAIN, type Explained, type Style } from "./help.ts"
 import {
@@ -44,6 +45,8 @@ export const COMMANDS: readonly CommandType[] = [
   SelfTestCommand,
   ContainerizeCommand,
   ImagePruneCommand,
+  ImageInspectCommand,
+  ImageDiffCommand,
 ]
 
 export function createCli(): Cli<Context> {

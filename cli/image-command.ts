@@ -1,4 +1,5 @@
 /** The options of every command that makes the image of a Bento, and what they come to. */
+import path from "node:path"
 import { Option, UsageError } from "clipanion"
 import type { BuilderName, StepOptions } from "../images/builder.ts"
 import type { Platform } from "../images/plan.ts"
@@ -16,6 +17,7 @@ export const IMAGE_FLAGS: ReadonlySet<string> = new Set([
   "--cache-from",
   "--build-arg",
   "--network",
+  "--sbom",
   "--progress",
 ])
 
@@ -24,6 +26,8 @@ export interface ImageChoices extends StepOptions {
   readonly builder: BuilderName | "auto"
   readonly platform?: Platform
   readonly pull: boolean
+  /** A file for the bill of materials. */
+  readonly sbom?: string
   readonly progress: (typeof PROGRESS)[number] | undefined
 }
 
@@ -50,6 +54,10 @@ export abstract class ImageCommand extends BaseCommand {
   })
   network: string | undefined = Option.String("--network", {
     description: "<default|none|host> the network of steps that run; other engines than Docker's know more",
+  })
+  sbom: string | undefined = Option.String("--sbom", {
+    description:
+      "<FILE> write the image's bill of materials (CycloneDX) to a file as well, with what the engine knows of the image and its base",
   })
   progress: string | undefined = Option.String("--progress", {
     description:
@@ -78,6 +86,7 @@ export abstract class ImageCommand extends BaseCommand {
       cacheFrom,
       buildArgs: parseBuildArgs(this.buildArg, this.context.env, envNameProblem),
       network,
+      ...(this.sbom !== undefined && { sbom: path.resolve(this.context.cwd, this.sbom) }),
       progress: progress === undefined ? undefined : oneOf("--progress", progress, PROGRESS),
     }
   }
@@ -92,6 +101,7 @@ export abstract class ImageCommand extends BaseCommand {
       "--cache-from": this.cacheFrom[0],
       "--build-arg": this.buildArg[0],
       "--network": this.network,
+      "--sbom": this.sbom,
       "--progress": this.progress,
     }
   }

@@ -50,9 +50,9 @@ export async function makeImage(
   warm?: Promise<ImageEngine>,
 ): Promise<Built> {
   const { containerize } = await import("../images/containerize.ts")
-  const { builder, pull, noCache, cacheFrom, network, built } = request
+  const { builder, pull, noCache, cacheFrom, network, built, sbom } = request
   const steps = { noCache, cacheFrom, network }
-  const options = { ...imageOptions(context, request), ...steps, builder, pull, built }
+  const options = { ...imageOptions(context, request), ...steps, builder, pull, built, sbom }
   return showBuild(context, request, (common) => containerize({ ...options, ...common }), warm)
 }
 

@@ -86,6 +86,8 @@ export interface ImageInfo {
   readonly layers: readonly string[]
   /** `config` of its config, as the engine tells it. */
   readonly config: Readonly<Record<string, unknown>>
+  /** Names with a digest that registries know it under, as far as the engine has seen. */
+  readonly repoDigests: readonly string[]
   readonly sizeBytes: number
 }
 

@@ -1,5 +1,6 @@
 /** A Bento of the store → an image: the plan, then one of two ways to carry it out. This is the walk. */
-import { readFile } from "node:fs/promises"
+import { constants } from "node:fs"
+import { access, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import type { Bento, JsonObject } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
@@ -70,6 +71,8 @@ interface EngineOptions extends StepOptions {
 export interface ContainerizeOptions extends PlanContainerOptions, EngineOptions {
   /** Default: assemble where that is possible. */
   readonly builder?: BuilderName | "auto" | undefined
+  /** A file for the bill of materials of the image. */
+  readonly sbom?: string | undefined
 }
 
 /** What the image of a Bento will be; asks the store, not the engine. */
@@ -171,11 +174,41 @@ export async function containerizeInto(
   }
 }
 
+/** Whoever asks for a file in a folder that is not there need not wait for an image first. */
+async function checkFolder(file: string): Promise<void> {
+  await access(path.dirname(file), constants.W_OK).catch((error: unknown) => {
+    throw unwritable(file, error)
+  })
+}
+
+function unwritable(file: string, cause: unknown): BentoError {
+  const reason = cause instanceof Error ? cause.message : String(cause)
+  return new BentoError("SBOM_UNWRITABLE", `the bill of materials cannot be written to ${file}: ${reason}`, {
+    cause,
+  })
+}
+
+/** The one of the image, with what the engine knows of it. */
+async function writeSbom(
+  file: string,
+  plan: ImagePlan,
+  imageId: string,
+  { engine, signal }: Assembling,
+): Promise<void> {
+  const { formatSbom } = await import("./sbom.ts")
+  const base = await engine.inspect(plan.dockerfile.baseImage, signal)
+  const text = formatSbom(plan.sbom, { id: imageId, tags: plan.tags, base })
+  await writeFile(file, text).catch((error: unknown) => {
+    throw unwritable(file, error)
+  })
+}
+
 /** Builds the image of a Bento. The last event is `built`, or it throws. */
 export async function* containerize(options: ContainerizeOptions): AsyncGenerator<BuildEvent> {
   const { engine, signal, builder: asked = "auto" } = options
   const { clock = () => performance.now() } = options
   const startedMs = clock()
+  if (options.sbom !== undefined) await checkFolder(options.sbom)
   const { plan, models, buildArgs } = await planWithModels(options)
   const how = assembling({ ...options, buildArgs })
   for (const name of unusedArgs(plan, buildArgs)) {
@@ -205,6 +238,7 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
     yield { type: "builder", builder: "dockerfile", reason }
     imageId = yield* carryOut(plan, models, how)
   }
+  if (options.sbom !== undefined) await writeSbom(options.sbom, plan, imageId, how)
   const sizeBytes = await engine.sizeOf(imageId, signal)
   yield { type: "built", builder, imageId, tags: plan.tags, sizeBytes, durationMs: clock() - startedMs }
 }

@@ -216,7 +216,11 @@ class DockerBuilder implements ImageEngine {
     const found = await this.#ask(signal, () => orNull(docker.getImage(reference).inspect()))
     if (found === null) return null
     // The type lacks what is there only at times, and promises what an answer of another engine may lack.
-    const { Variant, RootFS } = found as { Variant?: string; RootFS?: { Layers?: string[] } }
+    const { Variant, RootFS, RepoDigests } = found as {
+      Variant?: string
+      RootFS?: { Layers?: string[] }
+      RepoDigests?: string[] | null
+    }
     return {
       id: found.Id,
       os: found.Os,
@@ -224,6 +228,7 @@ class DockerBuilder implements ImageEngine {
       variant: Variant === undefined || Variant === "" ? null : Variant,
       layers: RootFS?.Layers ?? [],
       config: { ...found.Config },
+      repoDigests: RepoDigests ?? [],
       sizeBytes: found.Size,
     }
   }

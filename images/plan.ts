@@ -106,6 +106,8 @@ export interface ImagePlan {
   readonly stepFiles: readonly FileSource[]
   /** What only adds files, in the order of the Dockerfile. */
   readonly layers: readonly LayerPlan[]
+  /** What the bill of materials says, which is one of these files. */
+  readonly sbom: SbomParts
 }
 
 export interface PlanOptions {
@@ -164,7 +166,8 @@ export function planImage(options: PlanOptions): ImagePlan {
   const packagesImage = cuda === null && packageManagerOf(distro) !== null ? baseImage : nodeImage
   const needed = [...(cuda === null ? [] : [nodeImage]), ...(node === undefined ? [] : [packagesImage])]
   const baseImages = [...new Set(needed.filter((image) => image !== baseImage)), baseImage]
-  const layers = layersOf(options, platform, sbomParts(options, baseImages, createdAt))
+  const sbom = sbomParts(options, baseImages, createdAt)
+  const layers = layersOf(options, platform, sbom)
   const only = (cause: LayerPlan["cause"]): CopiedFolder[] =>
     layers.filter((layer) => layer.cause === cause).map(({ from, to }) => ({ from, to }))
   const one = (cause: LayerPlan["cause"]): CopiedFolder => {
@@ -230,6 +233,7 @@ export function planImage(options: PlanOptions): ImagePlan {
         : []),
     ],
     layers,
+    sbom,
   }
 }
 
@@ -340,6 +344,7 @@ function sbomParts(
       return { tag, module, path: `${BENTO_PATH}/models/${tag.name}/${tag.version}/`, facts }
     }),
     systemPackages: bento.docker.systemPackages,
+    distro: bento.docker.distro,
     packages: bento.node === undefined ? null : { path: NODE_MODULES_PATH, locked },
   }
 }

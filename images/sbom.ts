@@ -10,7 +10,7 @@ import * as Models from "@cyclonedx/cyclonedx-library/Models"
 import * as Serialize from "@cyclonedx/cyclonedx-library/Serialize"
 import * as SPDX from "@cyclonedx/cyclonedx-library/SPDX"
 import * as Spec from "@cyclonedx/cyclonedx-library/Spec"
-import type { GitFacts } from "../store/bento.ts"
+import type { Distro, GitFacts } from "../store/bento.ts"
 import { SAVED_MODEL } from "../store/model.ts"
 import { formatTag } from "../store/tag.ts"
 import type { Tag } from "../store/tag.ts"
@@ -37,6 +37,8 @@ export interface SbomParts {
     readonly facts: ModelFacts
   }[]
   readonly systemPackages: readonly string[]
+  /** Whose they are. */
+  readonly distro: Distro
   /** npm packages that the service needs; null where there are none. */
   readonly packages: { readonly path: string; readonly locked: readonly NpmPackage[] } | null
 }
@@ -48,7 +50,7 @@ export interface KnownImage {
   readonly base: {
     readonly id: string
     /** Names with digest that registries know it under. */
-    readonly digests: readonly string[]
+    readonly repoDigests: readonly string[]
   } | null
 }
 
@@ -60,7 +62,7 @@ export function formatSbom(parts: SbomParts, known: KnownImage | null = null): s
   const { bento, runtime } = parts
   const components = [
     ...baseImages(parts, known),
-    ...parts.systemPackages.map(systemPackage),
+    ...parts.systemPackages.map((asked) => systemPackage(asked, parts.distro)),
     ...servicePackages(parts),
     server(parts),
     ...runtime.installed.map((manifest) =>
@@ -107,7 +109,7 @@ function baseImages({ baseImages: all }: SbomParts, known: KnownImage | null): C
       properties: properties(
         ["bentoctl:reference", reference],
         ["bentoctl:image:id", base?.id],
-        ...(base?.digests ?? []).map((each) => ["bentoctl:image:digest", each] as const),
+        ...(base?.repoDigests ?? []).map((each) => ["bentoctl:image:digest", each] as const),
         // The program of another image that runs a CUDA image's server.
         ["bentoctl:path", index === all.length - 1 ? undefined : "/usr/local/bin/node"],
       ),
@@ -115,12 +117,15 @@ function baseImages({ baseImages: all }: SbomParts, known: KnownImage | null): C
   })
 }
 
-function systemPackage(asked: string): Component {
-  const [name = "", version] = asked.split("=")
+/** Of Debian `NAME=VERSION`; of an RPM the version cannot be told from the name. */
+function systemPackage(asked: string, distro: Distro): Component {
+  const isDebian = distro === "debian"
+  const [name = "", version] = isDebian ? asked.split("=") : [asked]
+  const type = isDebian ? "deb/debian" : "rpm/redhat"
   return new Component(ComponentType.Library, name, {
-    bomRef: `deb:${name}`,
+    bomRef: `package:${name}`,
     ...(version === undefined ? {} : { version }),
-    purl: `pkg:deb/debian/${encodeURIComponent(name)}${version === undefined ? "" : `@${encodeURIComponent(version)}`}`,
+    purl: `pkg:${type}/${encodeURIComponent(name)}${version === undefined ? "" : `@${encodeURIComponent(version)}`}`,
   })
 }
 

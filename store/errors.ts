@@ -66,6 +66,15 @@ export const ERROR_CODES = {
     "The base image is neither in the engine nor can it be pulled.",
     "Load or tag a local base, or name another with `docker.base_image`.",
   ],
+  IMAGE_NOT_FOUND: ["The Docker Engine has no such image.", "`docker image ls` lists those that it has."],
+  IMAGE_FOREIGN: [
+    "The image is not one of a Bento, made by `bentoctl`.",
+    "Name one that `bentoctl containerize` made: `docker image ls --filter label=bentoctl.bento`.",
+  ],
+  SBOM_UNWRITABLE: [
+    "The file for the bill of materials cannot be written.",
+    "Name a file in a folder that exists and is yours.",
+  ],
   BUILD_FAILED: ["A step of the image build failed.", "Read the step and the last lines of its log."],
   ASSEMBLE_IMPOSSIBLE: [
     "`--builder assemble` was asked for, and the engine or the base image does not allow it.",

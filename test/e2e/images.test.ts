@@ -4,15 +4,13 @@ import { createHash } from "node:crypto"
 import { cp, mkdir, readFile, readdir, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, describe, test } from "node:test"
-import { extract } from "tar-stream"
-import { spawn } from "node:child_process"
 import { buildBento } from "../../images/build.ts"
 import type { BuildEvent } from "../../images/builder.ts"
 import { containerize } from "../../images/containerize.ts"
 import { createDockerBuilder } from "../../images/docker.ts"
 import { BentoError, BuildError } from "../../store/errors.ts"
 import { formatTag } from "../../store/tag.ts"
-import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, root, run, searchImage, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const home = path.join(folder, "bentoml")
@@ -257,7 +255,7 @@ printf %s "$GIVEN" | wc -c > /etc/length
     const { tag, config } = await build(dir, { GIVEN: outside })
     assert.equal(await docker("run", "--rm", tag, "cat", "/etc/length"), String(outside.length))
     assert.ok(!config.Env.some((variable) => /WRITTEN|GIVEN/.test(variable)))
-    const searched = await search(tag, [secret, outside])
+    const searched = await searchImage(tag, [secret, outside])
     assert.deepEqual(searched.found, [])
     assert.ok(searched.bytes > 100e6, "the whole image was looked through")
     assert.doesNotMatch(await docker("history", "--no-trunc", tag), /s3cr3t/)
@@ -369,26 +367,6 @@ describe("a build that does not end well", { skip: unavailable }, () => {
 
 function sha(text: string): string {
   return createHash("sha256").update(text).digest("hex").slice(0, 8)
-}
-
-/** Looks for texts in all that an image is: every layer, config and manifest, as `docker save` gives them. */
-async function search(tag: string, texts: readonly string[]): Promise<{ found: string[]; bytes: number }> {
-  const found = new Set<string>()
-  let bytes = 0
-  const child = spawn("docker", ["save", tag], { stdio: ["ignore", "pipe", "inherit"] })
-  const reader = extract()
-  child.stdout.pipe(reader)
-  const longest = Math.max(...texts.map((text) => text.length))
-  for await (const entry of reader) {
-    let rest = Buffer.alloc(0)
-    for await (const chunk of entry) {
-      const seen = Buffer.concat([rest, chunk as Buffer])
-      for (const text of texts) if (seen.includes(text)) found.add(`${text} in ${entry.header.name}`)
-      rest = seen.subarray(-longest)
-      bytes += (chunk as Buffer).length
-    }
-  }
-  return { found: [...found], bytes }
 }
 
 /** Command lines of processes on this machine that contain a text: containers' processes are seen from the host. */

@@ -103,6 +103,29 @@ export async function watchLeftovers(): Promise<() => Promise<void>> {
   }
 }
 
+/** Looks for texts in all that an image is: every layer, config and manifest, as `docker save` gives them. */
+export async function searchImage(
+  tag: string,
+  texts: readonly string[],
+): Promise<{ found: string[]; bytes: number }> {
+  const found = new Set<string>()
+  let bytes = 0
+  const child = spawn("docker", ["save", tag], { stdio: ["ignore", "pipe", "inherit"] })
+  const reader = extract()
+  child.stdout.pipe(reader)
+  const longest = Math.max(...texts.map((text) => text.length))
+  for await (const entry of reader) {
+    let rest = Buffer.alloc(0)
+    for await (const chunk of entry) {
+      const seen = Buffer.concat([rest, chunk as Buffer])
+      for (const text of texts) if (seen.includes(text)) found.add(`${text} in ${entry.header.name}`)
+      rest = seen.subarray(-longest)
+      bytes += (chunk as Buffer).length
+    }
+  }
+  return { found: [...found], bytes }
+}
+
 /** A folder for one test file; give `remove` to `after`. */
 export async function temporaryFolder(): Promise<{ folder: string; remove: () => Promise<void> }> {
   const folder = await mkdtemp(path.join(tmpdir(), "bentoctl-e2e-"))

@@ -133,7 +133,16 @@ export class MemoryEngine implements ImageEngine {
     const found = this.images.get(id)
     if (found === undefined) return null
     const { os, architecture, config, rootfs } = found
-    return { id, os, architecture, variant: null, layers: rootfs.diff_ids, config, sizeBytes: 42 }
+    return {
+      id,
+      os,
+      architecture,
+      variant: null,
+      layers: rootfs.diff_ids,
+      config,
+      repoDigests: [],
+      sizeBytes: 42,
+    }
   }
 
   async history(imageId: string): Promise<HistoryEntry[]> {

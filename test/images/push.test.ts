@@ -36,7 +36,15 @@ function engine(said: readonly Said[], failure?: Error) {
   }
 }
 
-const image = { id: "sha256:i", os: "", architecture: "", variant: null, config: {}, sizeBytes: 0 }
+const image = {
+  id: "sha256:i",
+  os: "",
+  architecture: "",
+  variant: null,
+  config: {},
+  repoDigests: [],
+  sizeBytes: 0,
+}
 const line = (createdBy: string) => ({ createdS: 0, createdBy, comment: "", sizeBytes: 0 })
 
 async function push(

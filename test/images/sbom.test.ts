@@ -38,6 +38,7 @@ const parts: SbomParts = {
     },
   ],
   systemPackages: ["curl", "libgomp1=12.2.0-14"],
+  distro: "debian",
   packages: {
     path: "/home/bentoml/node_modules/",
     // One that is in the server, too.
@@ -47,7 +48,7 @@ const parts: SbomParts = {
 const known = {
   id: `sha256:${"e".repeat(64)}`,
   tags: ["iris:v1"],
-  base: { id: `sha256:${"f".repeat(64)}`, digests: [`node@sha256:${"1".repeat(64)}`] },
+  base: { id: `sha256:${"f".repeat(64)}`, repoDigests: [`node@sha256:${"1".repeat(64)}`] },
 }
 
 interface Bom {
@@ -135,7 +136,7 @@ describe("a bill of materials", () => {
 
   test("outside of the image also says what the engine knows: the image's id, and the base's id and digests", () => {
     const text = formatSbom(parts, known)
-    for (const value of [known.id, known.base.id, ...known.base.digests])
+    for (const value of [known.id, known.base.id, ...known.base.repoDigests])
       assert.ok(text.includes(value), value)
     for (const value of [known.id, known.base.id]) assert.ok(!formatSbom(parts).includes(value))
   })
