@@ -14,7 +14,7 @@ export class ImageInspectCommand extends BaseCommand {
   static override paths = [["image", "inspect"]]
   static help: CommandHelp = {
     group: "Images and serving",
-    summary: "Show what is in an image: layers by cause and size, models, signatures, versions",
+    summary: "Show the layers, models and versions of an image",
     args: [["IMAGE", "a name or id of an image in the engine"]],
     details: ["Everything is read from the engine; nothing of the image runs."],
     examples: [
@@ -40,8 +40,7 @@ export class ImageDiffCommand extends BaseCommand {
   static override paths = [["image", "diff"]]
   static help: CommandHelp = {
     group: "Images and serving",
-    summary:
-      "Show what changed between two images, and what a node that has the first must fetch for the second",
+    summary: "Show what changed, and what a node must fetch",
     args: [
       ["BEFORE", "a name or id of an image in the engine"],
       ["AFTER", "another one"],

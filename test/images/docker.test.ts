@@ -620,6 +620,7 @@ describe("what the engine has", () => {
       layers: ["sha256:2"],
       config: { Env: ["A=1"] },
       sizeBytes: 7,
+      repoDigests: [],
     })
     assert.equal(await builder.inspect("b:1"), null)
     assert.deepEqual(

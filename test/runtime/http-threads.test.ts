@@ -408,6 +408,6 @@ test("port 0 is one free port for all", async () => {
 test("a service that cannot be loaded ends the server with its place, once", async () => {
   const server = await start({ code: "\n\nthrow new TypeError('not today')\n" })
   assert.equal(await server.exit, 1)
-  assert.match(server.output, /^service\.ts:3:7: TypeError: not today/m)
+  assert.match(server.output, /^Error: service\.ts:3:7: TypeError: not today/m)
   assert.equal(server.output.match(/not today/g)?.length, 1)
 })

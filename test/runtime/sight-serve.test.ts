@@ -182,7 +182,7 @@ describe("CUDA", () => {
     assert.equal(await exit, 1)
     assert.match(
       output.err,
-      /CUDA cannot be used: libonnxruntime_providers_shared\.so is not in .*\[MODEL_LOAD_FAILED\]/,
+      /CUDA cannot be used: libonnxruntime_providers_shared\.so is not in .*\n.*\[MODEL_LOAD_FAILED\]/,
     )
   })
 
