@@ -8,9 +8,11 @@ import { bentoctl, docker, root, temporaryFolder, until200 } from "./support.ts"
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
 const containers: string[] = []
+const images: string[] = []
 
 after(async () => {
   if (containers.length > 0) await docker("rm", "-f", ...containers)
+  if (images.length > 0) await docker("rmi", "-f", ...images)
   await remove()
 })
 
@@ -27,6 +29,7 @@ describe("iris in a container", () => {
     await ok("models", "import", path.join(root, "examples/iris/iris.onnx"), "--name", "iris_clf")
     const out = await ok("build", path.join(root, "examples/iris"), "--containerize", "-o", "tag")
     tag = out.trim().replace("__tag__:", "")
+    images.push(tag, "iris_classifier:latest")
   })
 
   test("build -o tag prints nothing but the tag", () => {
@@ -128,6 +131,7 @@ describe("SIGTERM", () => {
     )
       .trim()
       .replace("__tag__:", "")
+    images.push(tag, "slow:latest")
     const id = await docker("run", "-d", "-p", "127.0.0.1::3000", tag)
     containers.push(id)
     const port = (await docker("port", id, "3000")).split(":").at(-1)
