@@ -436,6 +436,45 @@ describe("the entry point of the image", () => {
     assert.deepEqual([await missing.exit, missing.output()], [127, "no-such-command: command not found\n"])
   })
 
+  describe("starts a thread for a model before it knows which", () => {
+    /** Tells of each thread that the process starts, and of its end. */
+    const hook = `import { isMainThread } from "node:worker_threads"
+      if (isMainThread) process.on("worker", (thread) => {
+        process.stderr.write("[thread begins]")
+        thread.once("exit", () => process.stderr.write("[thread ends]"))
+      })`
+    const NODE_OPTIONS = `--import=data:text/javascript,${encodeURIComponent(hook)}`
+    const threadsOf = (output: string): string[] => output.match(/\[thread \w+\]/g) ?? []
+    const untilText = async ({ output }: Pick<Running, "output">, text: string): Promise<void> => {
+      for (let tries = 0; !output().includes(text) && tries < 500; tries++) await sleep(20)
+      assert.ok(output().includes(text), output())
+    }
+
+    test("and gives it the first model, so that no other is started", async () => {
+      const model = await modelFolder(path.join(root, "examples/iris/iris.onnx"), "early")
+      const spec: ServeSpec = { name: "early", version: null, service: null, srcDir: folder, models: [model] }
+      const args = ["--spec", JSON.stringify(spec), "--host", "127.0.0.1", "--port", `${await freePort()}`]
+      const server = program("entrypoint.ts", args, { NODE_OPTIONS })
+      await untilText(server, "Serving")
+      assert.deepEqual(threadsOf(server.output()), ["[thread begins]"])
+    })
+
+    test("and lets it go where there is no model", async () => {
+      const args = ["--spec", JSON.stringify(await slowSpec()), "--host", "127.0.0.1"]
+      const server = program("entrypoint.ts", [...args, "--port", `${await freePort()}`], { NODE_OPTIONS })
+      await untilText(server, "Serving")
+      await untilText(server, "[thread ends]")
+      assert.deepEqual(threadsOf(server.output()), ["[thread begins]", "[thread ends]"])
+    })
+
+    test("and not where only settings are printed", async () => {
+      const args = ["--print-config", "--spec", JSON.stringify(await slowSpec())]
+      const server = program("entrypoint.ts", args, { NODE_OPTIONS })
+      assert.equal(await server.exit, 0, server.output())
+      assert.deepEqual(threadsOf(server.output()), [])
+    })
+  })
+
   test("serves a built Bento from BENTO_PATH, on PORT, and the health check agrees", async () => {
     const bento = path.join(folder, "bento")
     await mkdir(path.join(bento, "src"), { recursive: true })
