@@ -21,9 +21,11 @@ export async function startServing(image: string, route: string, body: string): 
     assert.equal(answer.status, 200, await answer.text())
   }
   await until200(`${url}/readyz`)
-  let asked = ask()
-  const timer = setInterval(() => (asked = asked.then(ask)), 1000)
-  asked.catch(() => {}) // told at the end
+  let asked = Promise.resolve()
+  const timer = setInterval(() => {
+    asked = asked.then(ask)
+    asked.catch(() => {}) // told at the end
+  }, 1000)
   return {
     end: async () => {
       await new Promise((resolve) => setTimeout(resolve, startedMs + SERVING_MS - performance.now()))
