@@ -38,8 +38,10 @@ export interface ModelReport {
   readonly model: string
   /** What is wrong with the model itself. */
   readonly problems: readonly string[]
-  /** What is worth knowing, and no failure. */
-  readonly notes: readonly string[]
+  /** The ONNX Runtime that its examples were recorded with; null: nobody wrote it down. */
+  readonly recordedWith: string | null
+  /** What is no failure by itself: another ONNX Runtime. Where something failed, whether that is the probable cause. */
+  readonly warnings: readonly string[]
   /** Empty for a model without examples. */
   readonly examples: readonly ExampleReport[]
 }
@@ -56,7 +58,13 @@ export async function testModel(
   runner: ModelRunner,
   started: Promise<void>,
 ): Promise<ModelReport> {
-  const report = { model: formatTag(model.tag), problems: [], notes: [], examples: [] }
+  const report = {
+    model: formatTag(model.tag),
+    problems: [],
+    recordedWith: null,
+    warnings: [],
+    examples: [],
+  }
   const file = path.join(dir, SELFTEST_JSON)
   const failure = started.then(
     () => [],
@@ -69,9 +77,18 @@ export async function testModel(
   if (written === null || problems.issues.length > 0)
     return { ...report, problems: [...problems.issues.map(formatIssue), ...(await failure)] }
   // While the model loads: both take their time where it is large.
-  const broken = (await Promise.all([changedFiles(dir, written.files), failure])).flat()
-  const notes = versionNotes(written.onnxruntime)
-  if ((await failure).length > 0) return { ...report, problems: broken, notes }
+  const [changedBytes, unloadable] = await Promise.all([changedFiles(dir, written.files), failure])
+  const told = (problems: string[], results: ExampleReport[]): ModelReport => ({
+    ...report,
+    problems,
+    recordedWith: written.onnxruntime,
+    warnings: runtimeWarnings(written.onnxruntime, {
+      failed: problems.length > 0 || results.some(({ problem }) => problem !== null),
+      sameFiles: changedBytes.length === 0,
+    }),
+    examples: results,
+  })
+  if (unloadable.length > 0) return told([...changedBytes, ...unloadable], [])
   const changed = changedSignatures(written, runner.signatures)
   // A signature that changed is named once, and not again by each of its examples.
   const sound = written.examples.filter(({ signature }) => !changed.has(signature ?? "run"))
@@ -80,17 +97,15 @@ export async function testModel(
   const results: ExampleReport[] = []
   for (const example of problems.issues.length > 0 ? [] : examples)
     results.push(await tryExample(example, runner))
-  return {
-    ...report,
-    problems: [
-      ...broken,
+  return told(
+    [
+      ...changedBytes,
       ...[...changed.values()].flat(),
       ...problems.issues.map(formatIssue),
       ...incomplete.map(({ name }) => `example ${JSON.stringify(name)} has no outputs to compare with`),
     ],
-    notes,
-    examples: results,
-  }
+    results,
+  )
 }
 
 async function tryExample(example: Example, runner: ModelRunner): Promise<ExampleReport> {
@@ -103,10 +118,19 @@ async function tryExample(example: Example, runner: ModelRunner): Promise<Exampl
   }
 }
 
-function versionNotes(recorded: string | null): string[] {
+/**
+ * Another ONNX Runtime fails nothing by itself, since every newer bentoctl may bring one: the answers say whether it matters.
+ * Where they do, and the model's bytes are the same, it is what is left to blame.
+ */
+function runtimeWarnings(
+  recorded: string | null,
+  { failed, sameFiles }: { readonly failed: boolean; readonly sameFiles: boolean },
+): string[] {
   const here = onnxruntimeVersion()
   if (recorded === null || recorded === here) return []
-  return [`its examples were recorded with ONNX Runtime ${recorded}; here it is ${here}`]
+  const runtimes = `recorded with ONNX Runtime ${recorded}, running on ${here}`
+  if (!failed) return [`${runtimes}; the answers agree`]
+  return [sameFiles ? `probably because of another ONNX Runtime: ${runtimes}` : runtimes]
 }
 
 /** What is said of each signature that is not as it was. */
@@ -231,7 +255,15 @@ export async function checkExamples(
   if (problems.issues.length > 0) {
     return failed(record ? "the answers cannot be recorded:" : "the model does not answer as expected:")
   }
-  const all = record ? merged(await present(target, runner), complete, written?.examples ?? []) : complete
+  const old = record ? await present(target, runner) : NOTHING_RECORDED
+  const all = record ? merged(old.examples, complete, written?.examples ?? []) : complete
+  const spoilt = await changedFiles(dir, old.files)
+  for (const example of old.examples.filter((kept) => all.includes(kept))) {
+    const { problem } = await tryExample(example, runner)
+    if (problem !== null) spoilt.push(`its example ${JSON.stringify(example.name)} fails: ${problem}`)
+  }
+  for (const problem of spoilt) problems.add("", problem)
+  if (spoilt.length > 0) return failed("the model is not as its examples say any more:")
   const head = {
     onnxruntime: onnxruntimeVersion(),
     files: await digestFiles(dir),
@@ -243,7 +275,7 @@ export async function checkExamples(
     ),
   }
   await writeFile(target, formatExamples(head, all))
-  return { ok: true, examples: all.map(({ name }) => name) }
+  return { ok: true, examples: all.map(({ name }) => name), notes: [] }
 }
 
 /** Asked a second time right after, a model whose answers are chance does not pass. */
@@ -252,14 +284,23 @@ async function recordExample(example: Example, runner: ModelRunner): Promise<Exa
   return { ...example, outputs }
 }
 
-async function present(file: string, runner: ModelRunner): Promise<Example[]> {
+interface Recorded {
+  readonly files: WrittenExamples["files"]
+  readonly examples: readonly Example[]
+}
+
+const NOTHING_RECORDED: Recorded = { files: {}, examples: [] }
+
+/** What the model carries already. */
+async function present(file: string, runner: ModelRunner): Promise<Recorded> {
   const bytes = await readOrNull(file)
-  if (bytes === null) return []
+  if (bytes === null) return NOTHING_RECORDED
   const problems = new Problems(file)
-  const examples = resolveExamples(readExamples(bytes, problems)?.examples ?? [], runner.signatures, problems)
+  const written = readExamples(bytes, problems)
+  const examples = resolveExamples(written?.examples ?? [], runner.signatures, problems)
   if (problems.issues.length > 0)
     throw new IssueError("EXAMPLES_INVALID", "the model's examples cannot be read:", problems.issues)
-  return examples
+  return { files: written?.files ?? {}, examples }
 }
 
 /** New ones come last; one of the same name takes the place of the old. Those without a name of their own are counted on. */
@@ -284,7 +325,11 @@ function resultOf(report: ModelReport): ExamplesResult {
   const issues = issuesOf(report)
   if (issues.length > 0)
     return { ok: false, message: "the self-test that came along with the model fails:", issues }
-  return { ok: true, examples: report.examples.map(({ example }) => example) }
+  return {
+    ok: true,
+    examples: report.examples.map(({ example }) => example),
+    notes: report.warnings.map((warning) => `self-test: ${warning}`),
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------- telling
@@ -311,12 +356,12 @@ export function passedText({ examples }: ModelReport): string {
     : `self-test passed, ${countOf(examples.length, "example")}`
 }
 
-function issuesOf({ problems, notes, examples }: ModelReport): Issue[] {
+function issuesOf({ problems, warnings, examples }: ModelReport): Issue[] {
   const failed = examples.flatMap(({ signature, example, problem }) =>
     problem === null ? [] : [{ message: `${signature}, example ${JSON.stringify(example)}: ${problem}` }],
   )
   const issues = [...problems.map((message) => ({ message })), ...failed]
-  return issues.length === 0 ? [] : [...issues, ...notes.map((message) => ({ message }))]
+  return issues.length === 0 ? [] : [...issues, ...warnings.map((message) => ({ message }))]
 }
 
 /** For programs. */
@@ -325,7 +370,8 @@ export function reportJson(reports: readonly ModelReport[]): string {
     model: report.model,
     ok: issuesOf(report).length === 0,
     problems: report.problems,
-    notes: report.notes,
+    recorded_with: report.recordedWith,
+    warnings: report.warnings,
     examples: report.examples.map(({ signature, example, maxError, problem }) => ({
       signature,
       example,
@@ -339,7 +385,7 @@ export function reportJson(reports: readonly ModelReport[]): string {
 
 /** For people: a line for each example, and for each thing that is wrong with a model. */
 export function reportTable(reports: readonly ModelReport[]): string {
-  const rows = reports.flatMap(({ model, problems, notes, examples }) => [
+  const rows = reports.flatMap(({ model, problems, warnings, examples }) => [
     ...problems.map((problem) => [model, "", "", `FAILED: ${problem}`]),
     ...examples.map(({ signature, example, maxError, problem }) => [
       model,
@@ -348,7 +394,7 @@ export function reportTable(reports: readonly ModelReport[]): string {
       problem === null ? `ok (max error ${Number((maxError ?? 0).toPrecision(2))})` : `FAILED: ${problem}`,
     ]),
     ...(problems.length + examples.length === 0 ? [[model, "", "", "no examples"]] : []),
-    ...notes.map((note) => [model, "", "", `note: ${note}`]),
+    ...warnings.map((warning) => [model, "", "", `WARNING: ${warning}`]),
   ])
   const head = ["MODEL", "SIGNATURE", "EXAMPLE", "RESULT"]
   const widths = head.map((_, column) => Math.max(...[head, ...rows].map((row) => row[column]?.length ?? 0)))
@@ -362,7 +408,9 @@ export function reportTable(reports: readonly ModelReport[]): string {
 
 function summary(reports: readonly ModelReport[]): string {
   const examples = reports.flatMap((report) => report.examples)
-  if (isPassed(reports)) return `${countOf(examples.length, "example")} passed.`
+  const warnings = reports.flatMap((report) => report.warnings).length
+  const but = warnings === 0 ? "" : `, with ${warnings === 1 ? "a warning" : countOf(warnings, "warning")}`
+  if (isPassed(reports)) return `${countOf(examples.length, "example")} passed${but}.`
   const failures = reports.flatMap(({ problems, examples: all }) => [
     ...problems,
     ...all.filter(({ problem }) => problem !== null),

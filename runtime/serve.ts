@@ -242,7 +242,7 @@ async function startTested(model: SpecModel, runner: ModelRunner): Promise<void>
   const test = await import("./self-test.ts")
   const report = await test.testModel(model, runner, runner.start())
   test.throwUnlessPassed(report)
-  for (const note of report.notes) log.warn(`${model.name}: ${note}`)
+  for (const warning of report.warnings) log.warn(`${model.name}: self-test: ${warning}`)
   log.info(`${model.name}: ${test.passedText(report)}`)
 }
 

@@ -72,7 +72,7 @@ export interface ExamplesRequest {
 
 /** What `--check-examples` writes on its file descriptor 3. */
 export type ExamplesResult =
-  | { readonly ok: true; readonly examples: readonly string[] }
+  | { readonly ok: true; readonly examples: readonly string[]; readonly notes: readonly string[] }
   | { readonly ok: false; readonly message: string; readonly issues: readonly Issue[] }
 
 /** A model as the server is to load it: exact tag and the folder that holds its files. */

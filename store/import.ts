@@ -160,7 +160,7 @@ async function importFolder(options: ImportOptions): Promise<{ model: Model; not
       const unchanged = formatModelYaml(model) === formatModelYaml(written)
       await writeFile(join(dir, MODEL_YAML), unchanged ? text : formatModelYaml(model))
       const examples = options.examples ?? (brings ? join(dir, SELFTEST_JSON) : undefined)
-      if (examples !== undefined) await takeExamples(dir, examples, path, options)
+      if (examples !== undefined) notes.push(...(await takeExamples(dir, examples, path, options)).notes)
     },
     signal === undefined ? {} : { signal },
   )
@@ -337,10 +337,10 @@ async function takeExamples(
   source: string,
   options: Pick<ImportOptions, "checkExamples" | "signal">,
   record = false,
-): Promise<readonly string[]> {
+): Promise<Extract<ExamplesResult, { ok: true }>> {
   const { checkExamples, signal } = options
   const result = await orAborted(checkExamples({ dir, file, record }, signal), signal)
-  if (result.ok) return result.examples
+  if (result.ok) return result
   // The user knows where the model came from, not where it lies meanwhile.
   const issues = result.issues.map(({ file: found, ...issue }) =>
     found === undefined ? issue : { ...issue, file: found.replace(dir, source) },
@@ -401,7 +401,7 @@ export async function recordExamples(
           else await copyRegular(path, target, stats.size, signal)
         }
         await writeFile(join(dir, MODEL_YAML), formatModelYaml(model))
-        examples = await takeExamples(dir, options.input, from, options, true)
+        ;({ examples } = await takeExamples(dir, options.input, from, options, true))
       },
       signal === undefined ? {} : { signal },
     )

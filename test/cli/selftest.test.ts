@@ -260,31 +260,47 @@ describe("bentoctl selftest", () => {
     assert.match(stdout, /run +versicolor +ok/)
   })
 
-  test("names a dtype that is another one", async () => {
+  test("names an input of another dtype, in a model that loads as well as before", async () => {
     const home = await storeCopy()
-    await edit(path.join(folderOf(home, tag), "selftest.json"), (text) =>
-      text.replace('"float32 [?, 4]"', '"float64 [?, 4]"'),
-    )
+    const model = path.join(folderOf(home, tag), "saved_model.onnx")
+    const bytes = await readFile(model)
+    // `elem_type` of the graph's input X, the last X in the file: float becomes double.
+    bytes[bytes.lastIndexOf(Buffer.from([0x0a, 1, 0x58, 0x12])) + 8] = 11
+    await writeFile(model, bytes)
     const { code, stdout } = await run(["selftest", await project()], { home })
     assert.equal(code, 1)
+    assert.match(stdout, /FAILED: the file saved_model\.onnx has changed since/)
     assert.match(
       stdout,
-      /FAILED: run: input "X" is float32 \[\?, 4\], and was float64 \[\?, 4\] when recorded\n/,
+      /FAILED: run: input "X" is float64 \[\?, 4\], and was float32 \[\?, 4\] when recorded\n/,
     )
   })
 
-  test("names another ONNX Runtime; whether that matters, the answers say", async () => {
+  test("names another ONNX Runtime: a warning while the answers agree, the probable cause where they do not", async () => {
     const home = await storeCopy()
     const file = path.join(folderOf(home, tag), "selftest.json")
     await edit(file, (text) => text.replace(/"onnxruntime": "[^"]*"/, '"onnxruntime": "1.2.3"'))
     const passes = await run(["selftest", await project()], { home })
-    const note = /note: its examples were recorded with ONNX Runtime 1\.2\.3; here it is \d+\.\d+\.\d+\n/
+    const both = "recorded with ONNX Runtime 1\\.2\\.3, running on \\d+\\.\\d+\\.\\d+"
     assert.equal(passes.code, 0)
-    assert.match(passes.stdout, note)
+    assert.match(passes.stdout, new RegExp(`WARNING: ${both}; the answers agree\\n`))
+    assert.match(passes.stdout, /\n4 examples passed, with a warning\.\n$/)
+    const { models } = JSON.parse(
+      (await run(["selftest", await project(), "-o", "json"], { home })).stdout,
+    ) as { models: { ok: boolean; recorded_with: string; warnings: string[] }[] }
+    assert.deepEqual(
+      [models[0]?.ok, models[0]?.recorded_with, models[0]?.warnings.length],
+      [true, "1.2.3", 1],
+    )
+
+    const imported = await run(["models", "import", path.dirname(file), "--name", "moved"], { home })
+    assert.equal(imported.code, 0)
+    assert.match(imported.stderr, new RegExp(`note: self-test: ${both}; the answers agree`))
+
     await edit(file, (text) => text.replace('"output_label":[0]', '"output_label":[7]'))
     const fails = await run(["selftest", await project()], { home })
     assert.equal(fails.code, 1)
-    assert.match(fails.stdout, note)
+    assert.match(fails.stdout, new RegExp(`WARNING: probably because of another ONNX Runtime: ${both}\\n`))
   })
 
   test("fails where there is nothing to test", async () => {

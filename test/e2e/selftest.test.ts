@@ -52,18 +52,30 @@ before(async () => {
   }
 })
 
-/** A container of which one file was replaced before it starts. */
-async function damaged(image: string, args: readonly string[]): Promise<Ran> {
-  const place = `models/${model.replace(":", "/")}/saved_model.onnx`
+const ONNX = "saved_model.onnx"
+const EXAMPLES = "selftest.json"
+
+/** A container of which one file of the model was changed before it starts. */
+async function changed(
+  image: string,
+  args: readonly string[],
+  file: string,
+  change: (bytes: Buffer) => void | string,
+): Promise<Ran> {
+  const place = `models/${model.replace(":", "/")}/${file}`
   const bytes = await readFile(path.join(env.BENTOML_HOME, place))
-  const at = bytes.length >> 1
-  bytes[at] = (bytes[at] ?? 0) ^ 1
-  const file = path.join(folder, "saved_model.onnx")
-  await writeFile(file, bytes)
+  const copy = path.join(folder, file)
+  await writeFile(copy, change(bytes) ?? bytes)
   const id = await docker("create", "--network", "none", image, ...args)
   containers.push(id)
-  await docker("cp", file, `${id}:/home/bentoml/bento/${place}`)
+  await docker("cp", copy, `${id}:/home/bentoml/bento/${place}`)
   return run("docker", ["start", "-a", id])
+}
+
+/** One bit in the weights of a tree, where the graph still loads. */
+function flipBit(bytes: Buffer): void {
+  const at = bytes.length >> 1
+  bytes[at] = (bytes[at] ?? 0) ^ 1
 }
 
 for (const [kind, image] of Object.entries(images)) {
@@ -89,10 +101,10 @@ for (const [kind, image] of Object.entries(images)) {
   })
 
   test(`an image ${kind === "code" ? "with" : "without"} code and a changed byte in the weights fails, and says so`, async () => {
-    const tested = await damaged(image, ["selftest"])
+    const tested = await changed(image, ["selftest"], ONNX, flipBit)
     assert.equal(tested.code, 1)
     assert.match(tested.stdout, new RegExp(`${model} +FAILED: the file saved_model\\.onnx has changed since`))
-    const served = await damaged(image, [])
+    const served = await changed(image, [], ONNX, flipBit)
     assert.deepEqual([served.code, served.stdout], [1, ""])
     assert.match(
       served.stderr,
@@ -100,6 +112,38 @@ for (const [kind, image] of Object.entries(images)) {
     )
   })
 }
+
+test("an image whose model takes another dtype fails, and names both", async () => {
+  const { code, stdout } = await changed(images.plain, ["selftest"], ONNX, (bytes) => {
+    // `elem_type` of the graph's input X, the last X in the file: float becomes double.
+    bytes[bytes.lastIndexOf(Buffer.from([0x0a, 1, 0x58, 0x12])) + 8] = 11
+  })
+  assert.equal(code, 1)
+  assert.match(
+    stdout,
+    /FAILED: run: input "X" is float64 \[\?, 4\], and was float32 \[\?, 4\] when recorded\n/,
+  )
+})
+
+test("an image with another ONNX Runtime than that of the examples says so, and names it where answers differ", async () => {
+  const other = (bytes: Buffer): string =>
+    bytes.toString().replace(/"onnxruntime": "[^"]*"/, '"onnxruntime": "1.2.3"')
+  const both = /recorded with ONNX Runtime 1\.2\.3, running on \d+\.\d+\.\d+/.source
+  const passed = await changed(images.plain, ["selftest"], EXAMPLES, other)
+  assert.equal(passed.code, 0)
+  assert.match(
+    passed.stdout,
+    new RegExp(`WARNING: ${both}; the answers agree\n\n4 examples passed, with a warning`),
+  )
+  const served = await changed(images.plain, [], EXAMPLES, (bytes) =>
+    other(bytes).replace('"output_label":[0]', '"output_label":[7]'),
+  )
+  assert.equal(served.code, 1)
+  assert.match(
+    served.stderr,
+    new RegExp(`expected 7, received 0 .*\n +probably because of another ONNX Runtime: ${both}\n`),
+  )
+})
 
 test("a server that tests itself becomes ready", async () => {
   const id = await docker("run", "-d", "-p", "127.0.0.1::3000", images.plain)

@@ -50,7 +50,7 @@ test("a model whose answers are chance cannot be recorded", async () => {
 
 test("the report names the error of what passes, and what has no examples", async () => {
   const given = modelThat((call) => (call < 2 ? 1 : 1.0001))
-  assert.deepEqual(await record(given), { ok: true, examples: ["1"] })
+  assert.deepEqual(await record(given), { ok: true, examples: ["1"], notes: [] })
   const other = modelThat(() => 0)
   const reports = [
     await testModel(given.model, given.runner, Promise.resolve()),
@@ -94,8 +94,34 @@ test("a model that cannot be loaded fails, with or without examples, and the oth
     (await readFile(file, "utf8")).replace(/"onnxruntime": "[^"]*"/, '"onnxruntime": "0.1.0"'),
   )
   const report = await testModel(given.model, given.runner, failing())
-  assert.deepEqual(report.problems, ["no"])
-  assert.match(report.notes.join(""), /recorded with ONNX Runtime 0\.1\.0; here it is/)
+  assert.deepEqual([report.problems, report.recordedWith], [["no"], "0.1.0"])
+  assert.match(
+    report.warnings.join(""),
+    /^probably because of another ONNX Runtime: recorded with ONNX Runtime 0\.1\.0, running on \d/,
+  )
+  await writeFile(path.join(given.model.dir, "i.json"), "other bytes")
+  const changed = await testModel(given.model, given.runner, failing())
+  assert.match(changed.warnings.join(""), /^recorded with ONNX Runtime 0\.1\.0, running on \d/)
+})
+
+test("examples join others only while the model still is what those say", async () => {
+  const given = modelThat((call) => (call < 2 ? 1 : 2))
+  await record(given)
+  const file = path.join(given.model.dir, "selftest.json")
+  const again = await record(given)
+  assert.ok(!again.ok)
+  assert.match(
+    `${again.message} ${again.issues.map(({ message }) => message).join("; ")}`,
+    /^the model is not as its examples say any more: its example "1" fails: y\[0\]: expected 1, received 2/,
+  )
+  await writeFile(path.join(given.model.dir, "i.json"), '[{"name": "1", "inputs": {"x": [1]}}]')
+  const request = { dir: given.model.dir, file: path.join(given.model.dir, "i.json"), record: true }
+  const changed = await checkExamples(request, given)
+  assert.ok(!changed.ok)
+  assert.match(changed.issues.map(({ message }) => message).join("; "), /^the file i\.json has changed since/)
+  const kept = JSON.parse(await readFile(file, "utf8")) as { files: object }
+  await writeFile(file, JSON.stringify({ ...kept, files: {} }))
+  assert.deepEqual(await checkExamples(request, given), { ok: true, examples: ["1"], notes: [] }, "replaced")
 })
 
 test("examples that cannot be read are problems of the model", async () => {

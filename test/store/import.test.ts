@@ -46,7 +46,7 @@ async function place(t: TestContext, more: Partial<Omit<ImportOptions, "path">> 
       now: NOW,
       random: randomBytes,
       check: checkModel,
-      checkExamples: () => Promise.resolve({ ok: true, examples: [] }),
+      checkExamples: () => Promise.resolve({ ok: true, examples: [], notes: [] }),
       ...more,
     },
   }

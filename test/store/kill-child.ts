@@ -22,8 +22,8 @@ async function add(tag: Tag): Promise<void> {
     const path = join(FIXTURES, "models", "external_data", "model.onnx")
     const check = (): Promise<{ ok: true; inputs: []; outputs: [] }> =>
       Promise.resolve({ ok: true, inputs: [], outputs: [] })
-    const checkExamples = (): Promise<{ ok: true; examples: [] }> =>
-      Promise.resolve({ ok: true, examples: [] })
+    const checkExamples = (): Promise<{ ok: true; examples: []; notes: [] }> =>
+      Promise.resolve({ ok: true, examples: [], notes: [] })
     const way = { now: new Date(), random: randomBytes, check, checkExamples }
     await importModel({ store: models, path, ...tag, ...way })
     return void say(`added model ${formatTag(tag)}`)
