@@ -4,7 +4,17 @@ import { cp, readFile, readdir, writeFile } from "node:fs/promises"
 import { createServer } from "node:net"
 import path from "node:path"
 import { before, describe, test } from "node:test"
-import { fixtures, folderWith, root, run, scratch, start, until, type Outcome } from "./support.ts"
+import {
+  fixtures,
+  folderWith,
+  root,
+  run,
+  scratch,
+  start,
+  until,
+  type Outcome,
+  type Started,
+} from "./support.ts"
 
 const iris = path.join(root, "examples/iris/iris.onnx")
 const examples = path.join(root, "examples/iris/examples.json")
@@ -173,6 +183,45 @@ describe("models record", () => {
       [0, 1],
     )
     assert.match(both.map(({ stderr }) => stderr).join(""), /\[STORE_EXISTS\]/)
+  })
+
+  test("killed at any moment, leaves whole versions and nothing else", async (t) => {
+    const home = await storeCopy()
+    const input = path.join(await folderWith({ "i.json": "[[1, 2, 3, 4]]" }), "i.json")
+    const record = (): Started =>
+      start(["models", "record", "iris", "--input", input, "-o", "tag"], { env: { BENTOML_HOME: home } })
+    const { ms, ...first } = await record().ended
+    const done = [tagOf(first)]
+    let left = 6
+    const slot = async (): Promise<void> => {
+      while (left-- > 0) {
+        const { child, ended } = record()
+        const isAtWork = async (): Promise<boolean> =>
+          (await readdir(path.join(home, "tmp"))).some((name) => name.includes(`-${child.pid}-`))
+        await Promise.race([until("a new version", isAtWork), ended])
+        const timer = setTimeout(() => child.kill("SIGKILL"), Math.random() * ms)
+        const outcome = await ended
+        clearTimeout(timer)
+        if (outcome.code === 0) done.push(tagOf(outcome))
+      }
+    }
+    await Promise.all([slot(), slot(), slot()])
+    t.diagnostic(`${7 - done.length} of 6 were killed before they said that they are done`)
+    const last = tagOf(await record().ended)
+    const { stdout, code, stderr } = await run(["models", "list", "iris", "-o", "json"], { home })
+    assert.deepEqual([code, stderr], [0, ""])
+    const listed = (JSON.parse(stdout) as { tag: string }[]).map((item) => item.tag)
+    for (const made of [tag, ...done, last]) assert.ok(listed.includes(made), made)
+    for (const one of listed) {
+      assert.deepEqual((await readdir(folderOf(home, one))).toSorted(), [
+        "model.yaml",
+        "saved_model.onnx",
+        "selftest.json",
+      ])
+      JSON.parse(await readFile(path.join(folderOf(home, one), "selftest.json"), "utf8"))
+    }
+    assert.deepEqual(await readdir(path.join(home, "tmp")), [], "the next writer cleans up")
+    assert.equal(tagOf(await run(["models", "get", "iris", "-o", "path"], { home })), folderOf(home, last))
   })
 
   test("keeps what JSON has no word for as null, and int64 exactly", async () => {
