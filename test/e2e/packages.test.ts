@@ -9,12 +9,14 @@ import type { AddressInfo } from "node:net"
 import { networkInterfaces } from "node:os"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
+import { makeDistroless } from "../setup/distroless.ts"
 import { bentoctl, docker, root, run, temporaryFolder, until200 } from "./support.ts"
 import type { Ran } from "./support.ts"
 
 const NAME = `bentoctl-e2e-packages-${process.pid}`
 /** The base that the other tests use, with npm where it has none. */
 const BASE = `${NAME}-base:1`
+const DISTROLESS = `${NAME}-distroless:1`
 const NPM = "npm@11.19.1"
 const TOKEN = `t0ken-${process.pid}-never-in-an-image`
 
@@ -43,12 +45,14 @@ export const svc = service({
 })
 `
 
+let projects = 0
+
 /** A project with the packages of a fixture, installed here by the program that installs them in images. */
 async function project(
   fixture: string | null,
   files: Readonly<Record<string, string>> = {},
 ): Promise<string> {
-  const dir = path.join(folder, `project-${fixture ?? "none"}-${Object.keys(files).length}`)
+  const dir = path.join(folder, `project-${fixture ?? "none"}-${projects++}`)
   await mkdir(dir)
   if (fixture !== null) await cp(path.join(root, "test/fixtures/packages", fixture), dir, { recursive: true })
   const all = { "bentofile.yaml": "service: service.ts:svc\n", "service.ts": SERVICE, ...files }
@@ -204,6 +208,21 @@ describe("the packages of a lock file are in the image", { skip: unavailable }, 
     const second = await build(dir, {}, "dockerfile")
     assert.equal(second.code, 0, second.stderr)
     assert.equal((await layers(second.image))[base], (await layers(first.image))[base])
+  })
+
+  test("on distroless, which has no npm: a stage that has it installs them", async () => {
+    const bentofile = `service: service.ts:svc\ndocker: {distro: distroless, base_image: "${DISTROLESS}"}\n`
+    const dir = await project("npm", { "bentofile.yaml": bentofile })
+    const installed = await install(dir, "npm", "")
+    assert.equal(installed.code, 0, installed.stdout + installed.stderr)
+    makeDistroless(BASE, DISTROLESS)
+    made.add(DISTROLESS)
+    const { code, stderr, image } = await build(dir)
+    assert.equal(code, 0, stderr)
+    assert.equal(await ask(image, "ms", "2 days"), 172_800_000)
+    const listing = ["-p", 'fs.readdirSync("/home/bentoml/node_modules").join()']
+    const names = await docker("run", "--rm", "--entrypoint", "/nodejs/bin/node", image, ...listing)
+    assert.equal(names, "@node-rs,ms")
   })
 
   test("by node.packages, which bentoctl installs for itself as well", async () => {
