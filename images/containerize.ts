@@ -210,6 +210,10 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   const startedMs = clock()
   if (options.sbom !== undefined) await checkFolder(options.sbom)
   const { plan, models, buildArgs } = await planWithModels(options)
+  // What a template's steps do to our files, nobody knows before they have run.
+  const templated =
+    plan.builder === "dockerfile" ? "the engine carries out its docker.dockerfile_template" : null
+  if (asked === "assemble" && templated !== null) throw cannotAssemble(plan, templated)
   const how = assembling({ ...options, buildArgs })
   for (const name of unusedArgs(plan, buildArgs)) {
     yield { type: "warning", message: `nothing uses the build argument ${name}` }
@@ -217,8 +221,6 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   signal?.throwIfAborted()
   const { noPartialLoads } = await engine.ping(signal)
   let imageId: string | undefined
-  const templated =
-    plan.builder === "dockerfile" ? "docker.dockerfile_template is for the engine to carry out" : null
   let reason = asked === "dockerfile" ? null : (templated ?? noPartialLoads)
   if (asked !== "dockerfile" && reason === null) {
     yield { type: "builder", builder: "assemble", reason: null }

@@ -3,7 +3,7 @@ import assert from "node:assert/strict"
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, test } from "node:test"
-import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, root, run, temporaryFolder, until200 } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
@@ -11,14 +11,15 @@ const NAME = `bentoctl-e2e-template-${process.pid}`
 const page = await readFile(path.join(root, "docs/images.md"), "utf8")
 const templates = [...page.matchAll(/```handlebars\n(.*?)```/gs)].map(([, text = ""]) => text)
 
-/** What each of them is for, asked of the image. */
-const proofs: readonly (readonly [script: string, answer: string])[] = [
+/** What each of them is for, asked of the image, and the port that its server then has. */
+const proofs: readonly (readonly [script: string, answer: string, port: number])[] = [
   [
     "console.log(process.env.NODE_EXTRA_CA_CERTS, fs.existsSync('/etc/ssl/company.pem'))",
     "/etc/ssl/company.pem true",
+    3000,
   ],
-  ["console.log(fs.readFileSync('/opt/labels.txt', 'utf8').trim())", "setosa"],
-  ["console.log(process.getuid(), process.env.PORT)", "2000 8080"],
+  ["console.log(fs.readFileSync('/opt/labels.txt', 'utf8').trim())", "setosa", 3000],
+  ["console.log(process.getuid(), process.env.PORT)", "2000 8080", 8080],
 ]
 
 before(async () => {
@@ -34,7 +35,7 @@ after(async () => {
 
 test("each template of the documentation is proved here", () => assert.equal(templates.length, proofs.length))
 
-for (const [index, [script, answer]] of proofs.entries()) {
+for (const [index, [script, answer, port]] of proofs.entries()) {
   test(`template ${index + 1} of docs/images.md is built by the engine, and does what it says`, async () => {
     const project = path.join(folder, `project${index}`)
     await mkdir(project)
@@ -50,6 +51,16 @@ for (const [index, [script, answer]] of proofs.entries()) {
     assert.equal(made.code, 0, made.stderr)
     const result = JSON.parse(made.stdout) as { image: { builder: string } }
     assert.equal(result.image.builder, "dockerfile")
-    assert.equal(await docker("run", "--rm", image, "node", "-e", script), answer)
+    const id = await docker("run", "-d", "-p", `127.0.0.1::${port}`, image)
+    try {
+      assert.equal(await docker("exec", id, "node", "-e", script), answer)
+      const url = `http://127.0.0.1:${(await docker("port", id, String(port))).split(":").at(-1)}`
+      await until200(`${url}/readyz`)
+      const response = await fetch(`${url}/classify`, { method: "POST", body: "[[5.9, 3, 5.1, 1.8]]" })
+      const { labels } = (await response.json()) as { labels: string[] }
+      assert.deepEqual([response.status, labels], [200, ["virginica"]])
+    } finally {
+      await docker("rm", "-f", id)
+    }
   })
 }

@@ -428,6 +428,26 @@ describe("the walk from a Bento to an image", () => {
     assert.ok(stubborn.builds[0]?.context.entries.some((entry) => entry.path === model))
   })
 
+  test("carries out a template's Dockerfile, and refuses to assemble it before it asks the engine", async () => {
+    const { bento } = await build({
+      "bentofile.yaml": "models: [iris_sklearn]\ndocker: {dockerfile_template: image.hbs}\n",
+      "image.hbs": "{{#> bento_base_template}}{{/bento_base_template}}\n",
+    })
+    const engine = new MemoryEngine()
+    engine.addBase("node:24-bookworm-slim")
+    const [how] = await walk(engine, { bento: bento.tag })
+    const reason = "the engine carries out its docker.dockerfile_template"
+    assert.deepEqual(how, { type: "builder", builder: "dockerfile", reason })
+    engine.ping = () => assert.fail("asked")
+    await assert.rejects(
+      walk(engine, { bento: bento.tag, builder: "assemble" }),
+      failsWith(
+        "ASSEMBLE_IMPOSSIBLE",
+        /cannot be assembled: the engine carries out its docker\.dockerfile_template/,
+      ),
+    )
+  })
+
   test("asks nothing of the engine for a Bento whose model is gone, or that Python built", async () => {
     const engine = new MemoryEngine()
     engine.ping = () => assert.fail("asked")
