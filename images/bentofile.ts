@@ -183,8 +183,7 @@ const nodeSchema = z.strictObject({
 
 const bentofileSchema = z
   .strictObject({
-    service: z
-      .string()
+    service: oneLine
       .min(1)
       .nullish()
       .describe("`service.ts:svc`; without it each model signature becomes an API"),

@@ -66,8 +66,12 @@ export function aliasProblem(text: string): string | null {
     : `${JSON.stringify(text)} is no alias: letters, digits, \`_\` and, between the first and the last character, \`.\` and \`-\`; at most 63 characters`
 }
 
-/** A name of npm's, and a range of versions without spaces or a tag; the rest of what npm would take is no version. */
-const NODE_PACKAGE = /^((?:@[a-z0-9~-][a-z0-9._~-]*\/)?[a-z0-9~-][a-z0-9._~-]*)(?:@([\w.^~<>=|*+ -]+))?$/
+/**
+ * A name of npm's, and a range of versions or a tag; the rest of what npm would take is no version. What begins with a dot
+ * is a folder for npm.
+ */
+const NODE_PACKAGE =
+  /^((?:@[a-z0-9~-][a-z0-9._~-]*\/)?[a-z0-9~-][a-z0-9._~-]*)(?:@([\w^~<>=*][\w.^~<>=|*+ -]*))?$/
 
 export function nodePackageProblem(text: string): string | null {
   if (text.length > 300 || !NODE_PACKAGE.test(text) || text.startsWith("-")) {

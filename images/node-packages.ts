@@ -150,7 +150,7 @@ function parseManifest(file: string, text: string): PackageJson {
 
 /** Why a package cannot come from where package.json says. */
 function sourceProblem(range: string): string | null {
-  if (/^(file:|link:|portal:|workspace:|\.{0,2}\/|~\/)/.test(range)) {
+  if (/^\s*(file:|link:|portal:|workspace:|[./]|~\/)/.test(range)) {
     return `is a folder of this machine (${range}): publish it, or take its files into the project and import them by path`
   }
   if (/^(git[+:]|git@|github:|gitlab:|bitbucket:|gist:)|^[\w-]+\/[\w.-]+(#.*)?$|\.git(#.*)?$/.test(range)) {

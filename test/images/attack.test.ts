@@ -8,11 +8,12 @@ import { execFileSync } from "node:child_process"
 import { mkdir, rm, symlink, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, describe, test } from "node:test"
-import { readBentofile } from "../../images/bentofile.ts"
+import { bentofileJsonSchema, readBentofile } from "../../images/bentofile.ts"
 import type { Bentofile } from "../../images/bentofile.ts"
 import { dockerfileOf, readFiles } from "../../images/context.ts"
 import { imageNames, planImage } from "../../images/plan.ts"
 import type { ImagePlan } from "../../images/plan.ts"
+import { walkContext } from "../../images/walk.ts"
 import { formatBentoYaml, parseBentoYaml } from "../../store/bento.ts"
 import type { Bento } from "../../store/bento.ts"
 import { BentoError, IssueError } from "../../store/errors.ts"
@@ -33,6 +34,8 @@ interface Seen {
   readonly env: ReadonlyMap<string, string>
   readonly labels: ReadonlyMap<string, string>
   readonly plan: ImagePlan
+  /** What it was made of. */
+  readonly bentofile?: Bentofile
 }
 
 function seen(bento: Bento): Seen {
@@ -82,6 +85,9 @@ async function attack<Given>(
   assert.deepEqual(carried, field.carried ?? LINES)
 }
 
+/** Fields of bentofile.yaml, as the schema has them: `envs[].name`; `labels.*` is a value there, `labels{}` a key. */
+const attacked = new Set<string>()
+
 describe("in bentofile.yaml a hostile value is refused with its line, or arrives as it is:", () => {
   let count = 0
 
@@ -92,7 +98,8 @@ describe("in bentofile.yaml a hostile value is refused with its line, or arrives
     const file = path.join(dir, "bentofile.yaml")
     await writeFile(file, text)
     try {
-      return seen(bentoFrom(await readBentofile(file)))
+      const bentofile = await readBentofile(file)
+      return { ...seen(bentoFrom(bentofile)), bentofile }
     } catch (error) {
       assert.ok(error instanceof IssueError && error.code === "BENTOFILE_INVALID", String(error))
       assert.doesNotMatch(error.message, /\[object|native code|undefined/)
@@ -104,10 +111,11 @@ describe("in bentofile.yaml a hostile value is refused with its line, or arrives
   }
 
   /** As `build` makes it of the file. */
-  function bentoFrom({ name, description, labels, models, envs, docker }: Bentofile): Bento {
+  function bentoFrom({ name, service, description, labels, models, envs, docker }: Bentofile): Bento {
     const [model] = models
     return bentoOf(docker, {
       ...(name === null ? {} : { tag: { name, version: "v1" } }),
+      ...(service === null ? {} : { service }),
       description: description ?? "",
       labels,
       envs,
@@ -127,93 +135,153 @@ describe("in bentofile.yaml a hostile value is refused with its line, or arrives
   }
 
   const json = JSON.stringify
-  const fields: Readonly<Record<string, Field<string>>> = {
+  /** A key of more than 1024 characters is a line of its own. */
+  const keyOf = (value: string, indent: string): string =>
+    value.length > 1000 ? `? ${json(value)}\n${indent}` : json(value)
+  const fields: Readonly<Record<string, Field<string> & { readonly at: string }>> = {
     name: {
+      at: "name",
       put: (value) => `name: ${json(value)}`,
       get: ({ labels }) => labels.get("org.opencontainers.image.title"),
       carried: ["constructor"],
     },
     "the value of a label": {
+      at: "labels.*",
       put: (value) => `labels:\n  owner: ${json(value)}`,
       get: ({ labels }) => labels.get("owner"),
     },
     "the key of a label": {
-      put: (value) =>
-        `labels:\n  ${value.length > 1000 ? "? " : ""}${json(value)}${value.length > 1000 ? "\n  " : ""}: x`,
+      at: "labels{}",
+      put: (value) => `labels:\n  ${keyOf(value, "  ")}: x`,
       get: ({ labels }) => [...labels].findLast(([, value]) => value === "x")?.[0],
       carried: LINES.filter((what) => what !== "prototype" && !/[=\s"'\\$]/.test(HOSTILE[what])),
     },
     "the value in envs": {
+      at: "envs[].value",
       put: (value) => `envs:\n  - name: A\n    value: ${json(value)}`,
       get: ({ env }) => env.get("A"),
     },
     "the value in envs of the container alone": {
+      at: "envs[].value",
       put: (value) => `envs:\n  - name: A\n    stage: runtime\n    value: ${json(value)}`,
       get: ({ env }) => env.get("A"),
     },
     "the value in envs of the build alone": {
+      at: "envs[].value",
       put: (value) =>
         `docker: {system_packages: [curl]}\nenvs:\n  - name: A\n    stage: build\n    value: ${json(value)}`,
       get: ({ plan }) =>
         plan.stepFiles.flatMap((file) => (file.kind === "secret" ? file.values : []))[0]?.value,
     },
     "the name in envs": {
+      at: "envs[].name",
       put: (value) => `envs:\n  - value: x\n    name: ${json(value)}`,
       get: ({ env }) => [...env].at(-1)?.[0],
       carried: ["4 KiB", "prototype", "constructor"],
     },
     "the value in docker.env": {
+      at: "docker.env.*",
       put: (value) => `docker:\n  env:\n    A: ${json(value)}`,
       get: ({ env }) => env.get("A"),
     },
     "the value in a list of docker.env": {
+      at: "docker.env[]",
       put: (value) => `docker:\n  env:\n    - ${json(`A=${value}`)}`,
       get: ({ env }) => env.get("A"),
     },
     "the name in a list of docker.env": {
+      at: "docker.env[]",
       // What stands behind an equals sign is no name.
       put: (value) => `docker:\n  env:\n    - ${json(value === "x=y" ? "x =y" : `${value}=x`)}`,
       get: ({ env }) => [...env].at(-1)?.[0],
       carried: ["4 KiB", "prototype", "constructor"],
     },
+    "the name in docker.env": {
+      at: "docker.env{}",
+      put: (value) => `docker:\n  env:\n    ${keyOf(value, "    ")}: x`,
+      get: ({ env }) => [...env].at(-1)?.[0],
+      carried: ["4 KiB", "constructor"],
+    },
+    "the service": {
+      at: "service",
+      put: (value) => `service: ${json(value)}`,
+      get: ({ labels }) => labels.get("bentoctl.service"),
+    },
+    "a pattern of include": {
+      at: "include[]",
+      put: (value) => `include:\n  - ${json(value)}`,
+      get: ({ bentofile }) => bentofile?.include?.[0],
+      carried: LINES.filter((what) => what !== "way up"),
+    },
+    "a pattern of exclude": {
+      at: "exclude[]",
+      put: (value) => `exclude:\n  - ${json(value)}`,
+      get: ({ bentofile }) => bentofile?.exclude[0],
+      carried: LINES.filter((what) => what !== "way up"),
+    },
     "a system package": {
+      at: "docker.system_packages[]",
       put: (value) => `docker:\n  system_packages:\n    - ${json(value)}`,
       get: ({ plan }) => plan.dockerfile.systemPackages[0],
       carried: ["4 KiB", "constructor"],
     },
     "the base image": {
+      at: "docker.base_image",
       put: (value) => `docker:\n  base_image: ${json(value)}`,
       get: ({ plan }) => plan.dockerfile.baseImage,
       carried: ["constructor"],
     },
+    "the range of an npm package": {
+      at: "node.packages[]",
+      put: (value) => `node:\n  packages:\n    - ${json(`ms@${value}`)}`,
+      get: ({ bentofile }) => bentofile?.node.packages[0]?.slice("ms@".length),
+      // Ranges and tags, which the registry knows or not.
+      carried: ["here document", "glob", "prototype", "constructor", "equals sign"],
+    },
     "the alias of a model": {
+      at: "models[].alias",
       put: (value) => `models:\n  - tag: iris\n    alias: ${json(value)}`,
       get: ({ labels }) =>
         (JSON.parse(labels.get("bentoctl.models") ?? "[]") as { alias?: string }[])[0]?.alias,
       carried: ["prototype", "constructor"],
     },
   }
-  for (const [name, field] of Object.entries(fields)) test(name, () => attack(field, read))
-
-  const refusing: Readonly<Record<string, (value: string) => string>> = {
-    "the tag of a model": (value) => `models:\n  - ${json(`${value}:${value}`)}`,
-    "an npm package": (value) => `node:\n  packages:\n    - ${json(value)}`,
-    "the version of CUDA": (value) => `docker:\n  cuda_version: ${json(value)}`,
-    "the distribution": (value) => `docker:\n  distro: ${json(value)}`,
-    "the stage in envs": (value) => `envs:\n  - name: A\n    stage: ${json(value)}`,
-    "an unknown key": (value) => (value.length > 1000 ? `docker:\n  "y": x` : `docker:\n  ${json(value)}: x`),
+  for (const [name, field] of Object.entries(fields)) {
+    attacked.add(field.at)
+    test(name, () => attack(field, read))
   }
-  for (const [name, put] of Object.entries(refusing)) {
+
+  const refusing: Readonly<Record<string, readonly [at: string, put: (value: string) => string]>> = {
+    "the tag of a model": ["models[]", (value) => `models:\n  - ${json(`${value}:${value}`)}`],
+    "the tag of a model with an alias": [
+      "models[].tag",
+      (value) => `models:\n  - alias: a\n    tag: ${json(`${value}:${value}`)}`,
+    ],
+    "an npm package": ["node.packages[]", (value) => `node:\n  packages:\n    - ${json(value)}`],
+    "the version of CUDA": ["docker.cuda_version", (value) => `docker:\n  cuda_version: ${json(value)}`],
+    "the version of Node": ["docker.node_version", (value) => `docker:\n  node_version: ${json(value)}`],
+    "a platform": ["docker.platforms[]", (value) => `docker:\n  platforms:\n    - ${json(value)}`],
+    "the distribution": ["docker.distro", (value) => `docker:\n  distro: ${json(value)}`],
+    "the stage in envs": ["envs[].stage", (value) => `envs:\n  - name: A\n    stage: ${json(value)}`],
+    "the self-test": ["selftest", (value) => `selftest: ${json(value)}`],
+    "an unknown key": [
+      "",
+      (value) => (value.length > 1000 ? `docker:\n  "y": x` : `docker:\n  ${json(value)}: x`),
+    ],
+  }
+  for (const [name, [at, put]] of Object.entries(refusing)) {
+    attacked.add(at)
     test(`${name}, which is never one of them`, async () => {
       for (const what of ALL) {
         const value = HOSTILE[what]
         // A model, or a package, may well be called so; whether there is one is for the store to say.
-        if (["the tag of a model", "an npm package"].includes(name) && what === "constructor") continue
+        if (/^(?:the tag|an npm)/.test(name) && what === "constructor") continue
         assert.equal(await read(put(value)), "refused", what)
       }
     })
   }
 
+  attacked.add("description")
   test("the description, of which a label gets one line", async () => {
     const label = async (text: string): Promise<string | undefined> => {
       const found = await read(`description: ${json(text)}`)
@@ -233,6 +301,9 @@ describe("in bentofile.yaml a hostile value is refused with its line, or arrives
   })
 })
 
+for (const at of ["docker.setup_script", "docker.dockerfile_template", "description.file", "docker.env"]) {
+  attacked.add(at)
+}
 test("paths in bentofile.yaml lead to files of the context, whatever they are called, and nowhere else", async () => {
   const outside = path.join(folder, "outside")
   await writeFile(outside, "A=outside")
@@ -241,6 +312,10 @@ test("paths in bentofile.yaml lead to files of the context, whatever they are ca
   const file = path.join(context, "bentofile.yaml")
   const forms = (written: string): [string, (read: Bentofile) => unknown][] => [
     [`docker: {setup_script: ${JSON.stringify(written)}}\n`, ({ docker }) => docker.setupScript],
+    [
+      `docker: {dockerfile_template: ${JSON.stringify(written)}}\n`,
+      ({ docker }) => docker.dockerfileTemplate,
+    ],
     [`description: {file: ${JSON.stringify(written)}}\n`, ({ description }) => description],
     [`docker: {env: ${JSON.stringify(written)}}\n`, ({ docker }) => docker.env["A"]],
   ]
@@ -259,6 +334,7 @@ test("paths in bentofile.yaml lead to files of the context, whatever they are ca
     }
     return found
   }
+  const REFUSED = forms("").map(() => "refused")
   for (const what of ALL) {
     const name = HOSTILE[what]
     // No file can have such a name, or it is a path of its own.
@@ -266,17 +342,33 @@ test("paths in bentofile.yaml lead to files of the context, whatever they are ca
       !name.includes("/") && name !== ".." && name.length < 256 && !name.includes("\0") && name.isWellFormed()
     if (exists) {
       await writeFile(path.join(context, name), "A=inside")
-      assert.deepEqual(await read(name), [name, "A=inside", "inside"], what)
+      assert.deepEqual(await read(name), [name, name, "A=inside", "inside"], what)
       await rm(path.join(context, name))
       await symlink(outside, path.join(context, name))
     }
-    assert.deepEqual(await read(name), ["refused", "refused", "refused"], what)
+    assert.deepEqual(await read(name), REFUSED, what)
   }
   await writeFile(path.join(context, "..name"), "A=inside")
-  assert.deepEqual(await read("..name"), ["..name", "A=inside", "inside"])
+  assert.deepEqual(await read("..name"), ["..name", "..name", "A=inside", "inside"])
   await symlink(folder, path.join(context, "folder"))
   for (const way of ["../outside", "folder/outside", outside, "sub/../../outside", "."]) {
-    assert.deepEqual(await read(way), ["refused", "refused", "refused"], way)
+    assert.deepEqual(await read(way), REFUSED, way)
+  }
+})
+
+test("patterns take and leave out files of the context, and reach nothing else", async () => {
+  const dir = path.join(folder, "patterns")
+  await mkdir(dir)
+  await Promise.all(["a", "x", "x1"].map((name) => writeFile(path.join(dir, name), "")))
+  for (const what of LINES) {
+    const taken = await Promise.all(
+      [{ include: [HOSTILE[what]] }, { exclude: [HOSTILE[what]] }].map((options) =>
+        walkContext(dir, options),
+      ),
+    )
+    for (const { path: name } of taken.flatMap(({ entries }) => entries)) {
+      assert.ok(["a", "x", "x1"].includes(name), `${what}: ${name}`)
+    }
   }
 })
 
@@ -307,6 +399,32 @@ test("variables in a dotenv file have any value of a line, and any name that is 
   for (const name of ["__proto__", "constructor"]) {
     assert.deepEqual(Object.entries((await read(`${name}=x\n`)) ?? {}), [[name, "x"]])
   }
+})
+
+test("no field of bentofile.yaml is left out here", () => {
+  interface Schema {
+    readonly type?: unknown
+    readonly properties?: Readonly<Record<string, Schema>>
+    readonly additionalProperties?: Schema | boolean
+    readonly items?: Schema
+    readonly anyOf?: readonly Schema[]
+  }
+  const leaves = (schema: Schema, at: string): string[] => {
+    const { properties = {}, additionalProperties: values, items, anyOf = [] } = schema
+    const below = [
+      ...Object.entries(properties).flatMap(([key, value]) =>
+        leaves(value, at === "" ? key : `${at}.${key}`),
+      ),
+      ...(typeof values === "object" ? [`${at}{}`, ...leaves(values, `${at}.*`)] : []),
+      ...(items === undefined ? [] : leaves(items, `${at}[]`)),
+      ...anyOf.flatMap((one) => leaves(one, at)),
+    ]
+    const isLeaf = !["null", "object", "array", undefined].includes(schema.type as string | undefined)
+    return isLeaf ? [at, ...below] : below
+  }
+  const all = [...new Set(leaves(bentofileJsonSchema(), ""))].toSorted()
+  assert.ok(all.length > 20, "the schema was read")
+  assert.deepEqual(all, [...attacked].filter((at) => at !== "").toSorted())
 })
 
 describe("in a Bento that another tool wrote a hostile value is refused, or arrives as it is:", () => {

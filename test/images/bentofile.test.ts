@@ -461,6 +461,7 @@ node:
     "a b",
     "git+ssh://x/y",
     "ms@file:../x",
+    "ms@..",
     "user/repo",
     "ms@npm:x",
     "ms@$(id)",

@@ -194,6 +194,11 @@ describe("the packages of a project", () => {
       /^package\.json:8: a is a folder of this machine \(file:\.\.\/a\)/,
     ],
     [
+      "a folder whose path does not look like one",
+      { "package.json": wants({ a: ".." }), ...lock({ a: ".." }) },
+      /^package\.json:8: a is a folder of this machine \(\.\.\)/,
+    ],
+    [
       "a package from git",
       { "package.json": wants({ a: "user/repo" }), ...lock({ a: "user/repo" }) },
       /^package\.json:8: a comes from git \(user\/repo\)/,
