@@ -5,7 +5,8 @@ import path from "node:path"
 import { pipeline } from "node:stream/promises"
 import { stringify } from "yaml"
 import { BentoError } from "../store/errors.ts"
-import { BENTO_YAML, formatBentoYaml } from "../store/bento.ts"
+import { BENTO_YAML, PREPARED_DIR } from "../store/layout.ts"
+import { formatBentoYaml } from "../store/bento.ts"
 import type { Bento, JsonObject, NodePackages } from "../store/bento.ts"
 import { formatCreationTime } from "../store/model.ts"
 import { openBentoStore } from "../store/store.ts"
@@ -42,6 +43,8 @@ export interface BuiltBento {
   readonly bento: Bento
   /** What the service says of its APIs. */
   readonly openapi: JsonObject
+  /** What is prepared for its server, by file name. */
+  readonly prepared: Readonly<Record<string, string>>
   /** With their folders in the store. */
   readonly models: readonly ProjectModel[]
   /** Where it is, or with `dryRun` would be. */
@@ -90,7 +93,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const origin = { git, license, bentoctlVersion: runtime.version }
   const bento = bentoOf(project, description, options, origin, (note) => void notes.push(note))
   notes.push(...walk.notes)
-  const { openapi } = description
+  const { openapi, prepared } = description
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
   const { dockerfileTemplate } = bentofile.docker
@@ -106,6 +109,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     runtimeDir: options.runtimeDir,
     runtime,
     openapi,
+    prepared,
     locked: lockedPackages(packages?.found.files ?? {}),
     baseImage: options.baseImage,
     platform,
@@ -117,6 +121,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const built = {
     bento,
     openapi,
+    prepared,
     models: project.models,
     dir,
     notes,
@@ -145,6 +150,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
       }
       await write(draft, "README.md", await readmeOf(project, bento))
       await write(draft, "apis/openapi.yaml", stringify(openapi, { aliasDuplicateObjects: false }))
+      for (const [name, text] of Object.entries(prepared)) await write(draft, `${PREPARED_DIR}/${name}`, text)
       await write(draft, BENTO_YAML, formatBentoYaml(bento))
     },
     signal === undefined ? {} : { signal },

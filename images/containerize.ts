@@ -14,7 +14,7 @@ import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builde
 import { openCache } from "./cache.ts"
 import { createContext, dockerfileOf } from "./context.ts"
 import { writeContext } from "./context-folder.ts"
-import { lockedPackages, openapiOf, runtimeFacts, withFacts } from "./facts.ts"
+import { lockedPackages, openapiOf, preparedOf, runtimeFacts, withFacts } from "./facts.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
 import { readPackageFiles } from "./node-packages.ts"
@@ -34,6 +34,8 @@ import type { ImagePlan, Platform } from "./plan.ts"
 export interface StoredBento {
   readonly bento: Bento
   readonly openapi: JsonObject | null
+  /** What it has prepared for its server, by file name. */
+  readonly prepared: Readonly<Record<string, string>>
   readonly dir: string
   readonly models: readonly { readonly model: Model; readonly dir: string }[]
   /** Settings of npm registries with their credentials, from the project too; by default only the user's own. */
@@ -87,7 +89,7 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   buildArgs: Readonly<Record<string, string>> | undefined
 }> {
   const { home, runtimeDir } = options
-  const { bento, openapi, dir, models, npmrc } = options.built ?? (await readBento(options))
+  const { bento, openapi, prepared, dir, models, npmrc } = options.built ?? (await readBento(options))
   const { platform = defaultPlatform(bento.docker) } = options
   const cache = openCache(home)
   const plan = planImage({
@@ -101,6 +103,7 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
     runtimeDir,
     runtime: await runtimeFacts(runtimeDir, platform, cache),
     openapi,
+    prepared,
     locked:
       bento.node === undefined ? [] : lockedPackages(await readPackageFiles(path.join(dir, PACKAGES_DIR))),
     platform,
@@ -139,7 +142,7 @@ async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<
     bento.models.map(async (model) => ({ model: await store.get(model.tag), dir: store.dir(model.tag) })),
   )
   const dir = bentos.dir(tag)
-  return { bento, openapi: await openapiOf(dir), dir, models }
+  return { bento, openapi: await openapiOf(dir), prepared: await preparedOf(dir), dir, models }
 }
 
 /** A build context that lies in a folder. */

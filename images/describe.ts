@@ -30,6 +30,8 @@ export interface Description {
   readonly openapi: JsonObject
   /** Files that loading the service read, relative to its folder; empty when the runtime does not tell. */
   readonly files: readonly string[]
+  /** Files for the Bento's PREPARED_DIR: modules without their types. */
+  readonly prepared: Readonly<Record<string, string>>
 }
 
 /** No service has a description this long; a module that writes to file descriptor 3 might. */
@@ -68,7 +70,18 @@ export async function describeService(options: DescribeOptions): Promise<Descrip
     const more = hint === undefined ? {} : { hint }
     throw new IssueError("SERVICE_INVALID", `${what} cannot be used:`, [issue], more)
   }
-  return { service: result.service, openapi: result.openapi, files: result.files ?? [] }
+  const { service, openapi, files = [], prepared = {} } = result
+  return {
+    service,
+    openapi,
+    files,
+    prepared: Object.fromEntries(Object.entries(prepared).filter(isPrepared)),
+  }
+}
+
+/** The user's module can write to that descriptor too, and these become names of files. */
+function isPrepared([name, text]: readonly [string, unknown]): boolean {
+  return /^[0-9a-f]{64}\.js$/.test(name) && typeof text === "string"
 }
 
 interface Ended {
@@ -82,7 +95,9 @@ function runChild(entry: string, options: DescribeOptions, timeoutMs: number): P
   const { spec, nodePath, env, signal, stderr } = options
   signal?.throwIfAborted()
   return new Promise((resolve, reject) => {
-    const child = spawn(nodePath, [entry, "--describe", "--spec", JSON.stringify(spec)], {
+    // Node calls taking types away by a function experimental, though not when it does so itself.
+    const flags = ["--disable-warning=ExperimentalWarning"]
+    const child = spawn(nodePath, [...flags, entry, "--describe", "--spec", JSON.stringify(spec)], {
       cwd: spec.srcDir,
       env: { ...env, ...compileCache(), ORT_DISABLE_TELEMETRY: "1" },
       stdio: ["ignore", "pipe", "pipe", "pipe"],

@@ -3,11 +3,10 @@
  * which packages the server is made of. A large file is read once for it, and not again before it changes.
  */
 import { createHash } from "node:crypto"
-import { readFile } from "node:fs/promises"
+import { readFile, readdir } from "node:fs/promises"
 import path from "node:path"
 import { parse } from "yaml"
 import type { JsonObject } from "../store/bento.ts"
-import { MODEL_YAML, SAVED_MODEL } from "../store/model.ts"
 import type { Model } from "../store/model.ts"
 import { readOnnxOrigin } from "../store/onnx.ts"
 import type { OnnxOrigin } from "../store/onnx.ts"
@@ -18,6 +17,7 @@ import type { ContextEntry } from "./context.ts"
 import type { Platform } from "./plan.ts"
 import { onnxruntimePackages, runtimeVersions } from "./runtime-bundle.ts"
 import type { NpmPackage } from "./runtime-bundle.ts"
+import { MODEL_YAML, PREPARED_DIR, SAVED_MODEL } from "../store/layout.ts"
 
 export interface FileFact {
   /** Relative to whatever the file is a part of. */
@@ -29,6 +29,8 @@ export interface FileFact {
 export interface ModelFacts {
   /** All files but `model.yaml`. */
   readonly files: readonly FileFact[]
+  /** SHA-256 of `model.yaml`. */
+  readonly manifest: string
   /** Null for a model that is no ONNX file. */
   readonly origin: OnnxOrigin | null
 }
@@ -68,9 +70,11 @@ async function modelFacts({ tag }: Model, dir: string, cache: Cache): Promise<Mo
       ...file,
       path: file.path.slice("model/".length),
     }))
+    const isManifest = (file: FileFact): boolean => file.path === MODEL_YAML
     const saved = files.some((file) => file.path === SAVED_MODEL)
     return {
-      files: files.filter((file) => file.path !== MODEL_YAML),
+      files: files.filter((file) => !isManifest(file)),
+      manifest: files.find(isManifest)?.sha256 ?? "",
       origin: saved ? await readOnnxOrigin(path.join(dir, SAVED_MODEL)) : null,
     }
   })
@@ -105,6 +109,14 @@ export async function openapiOf(bentoDir: string): Promise<JsonObject | null> {
   } catch {
     return null
   }
+}
+
+/** What a Bento in the store has prepared for its server, by file name; nothing where it has not the folder. */
+export async function preparedOf(bentoDir: string): Promise<Readonly<Record<string, string>>> {
+  const dir = path.join(bentoDir, PREPARED_DIR)
+  const names = await readdir(dir).catch(() => [])
+  const files = names.map(async (name) => [name, await readFile(path.join(dir, name), "utf8")] as const)
+  return Object.fromEntries(await Promise.all(files))
 }
 
 /**
@@ -163,7 +175,7 @@ async function remembered<T>(
   cache: Cache,
   ask: () => Promise<T>,
 ): Promise<T> {
-  const key = JSON.stringify(["1", entries.map(entryStamp)])
+  const key = JSON.stringify(["2", entries.map(entryStamp)])
   const kept = await cache.read(name, key)
   if (kept !== null) return JSON.parse(kept) as T // as written below
   const answer = await ask()

@@ -7,7 +7,9 @@ import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import { formatBentoYaml, refusePythonBento } from "../store/bento.ts"
 import type { Bento, DockerOptions, JsonObject, NodePackages, Platform } from "../store/bento.ts"
+import { PREPARED_DIR } from "../store/layout.ts"
 import { microsecondsOf, tensorSpecs } from "../store/model.ts"
+import { faithfulJson, preparedName, preparedNameOf } from "../store/prepared.ts"
 import { compareText, formatTag } from "../store/tag.ts"
 import type { ContainerConfig, CopiedFolder, DockerfileVars, NamedValue } from "../templates/render.ts"
 import { cudaBaseImage, resolveCuda } from "./cuda.ts"
@@ -120,6 +122,8 @@ export interface PlanOptions {
   readonly runtime: RuntimeFacts
   /** What the service says of its APIs. */
   readonly openapi: JsonObject | null
+  /** What the Bento has prepared for its server, by file name. */
+  readonly prepared: Readonly<Record<string, string>>
   /** What the lock file of the service's packages holds. */
   readonly locked: readonly NpmPackage[]
   readonly platform?: Platform | undefined
@@ -277,6 +281,8 @@ function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
 /** By rate of change: what changes least lies at the bottom. */
 function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): LayerPlan[] {
   const { bento, bentoDir, models, runtimeDir } = options
+  const served = withoutBuildValues(bento)
+  const bentoYaml = formatBentoYaml(served)
   // A model that is listed under two aliases is one layer.
   const byTag = new Map(
     models.map(({ model, dir }) => [formatTag(model.tag), { tag: model.tag, dir }] as const),
@@ -317,13 +323,28 @@ function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): L
       from: "bento/",
       to: `${BENTO_PATH}/`,
       files: [
-        { kind: "text", to: "bento/bento.yaml", text: formatBentoYaml(withoutBuildValues(bento)) },
+        { kind: "text", to: "bento/bento.yaml", text: bentoYaml },
         { kind: "file", from: path.join(bentoDir, "README.md"), to: "bento/README.md", executable: false },
         { kind: "tree", from: path.join(bentoDir, "apis"), to: "bento/apis" },
+        ...preparedFiles(options, served, bentoYaml),
         { kind: "sbom", to: `bento/${SBOM_FILE}`, parts },
       ],
     },
   ]
+}
+
+/** What the Bento has prepared, and its manifests as JSON, which are for the version of the server that is beside them. */
+function preparedFiles({ models, prepared }: PlanOptions, bento: Bento, bentoYaml: string): FileSource[] {
+  const manifests = [
+    { name: preparedName(bentoYaml, "json"), text: faithfulJson(bento) },
+    ...models.map(({ model, facts }) => ({
+      name: preparedNameOf(facts.manifest, "json"),
+      text: faithfulJson(model),
+    })),
+  ]
+  const files = new Map(Object.entries(prepared))
+  for (const { name, text } of manifests) if (text !== null) files.set(name, text)
+  return [...files].map(([name, text]) => ({ kind: "text", to: `bento/${PREPARED_DIR}/${name}`, text }))
 }
 
 function sbomParts(

@@ -11,12 +11,12 @@ import * as Serialize from "@cyclonedx/cyclonedx-library/Serialize"
 import * as SPDX from "@cyclonedx/cyclonedx-library/SPDX"
 import * as Spec from "@cyclonedx/cyclonedx-library/Spec"
 import type { Distro, GitFacts } from "../store/bento.ts"
-import { SAVED_MODEL } from "../store/model.ts"
 import { formatTag } from "../store/tag.ts"
 import type { Tag } from "../store/tag.ts"
 import type { ModelFacts, RuntimeFacts } from "./facts.ts"
 import { registryOf, splitReference } from "./reference.ts"
 import type { NpmPackage } from "./runtime-bundle.ts"
+import { SAVED_MODEL } from "../store/layout.ts"
 
 /** What an image is made of, as plain JSON. Paths are absolute, those of folders end in a slash. */
 export interface SbomParts {

@@ -97,8 +97,6 @@ export interface App extends Host {
   readonly handle: (exchange: Exchange, method: string) => void
   /** For `http.createServer`. */
   readonly listener: (incoming: IncomingMessage, outgoing: ServerResponse) => void
-  /** Loads what the first request that is none of ours would wait for. */
-  warmUp(): Promise<unknown>
   readonly now: () => number
   /** Says that the server goes: `/readyz` 503, `connection: close`. Resolves when no request is being worked on. */
   drain(): Promise<void>
@@ -161,13 +159,14 @@ class Server implements App {
     const route = this.#routes.get(path)
     const { host } = incoming.headers
     if (route === undefined || !isMethodOf(route, method) || host === undefined || host.includes(",")) {
-      void this.warmUp().then((listen) => listen(incoming, outgoing))
+      void this.#fetch().then((listen) => listen(incoming, outgoing))
       return
     }
     this.#run(route, new NodeExchange(this, incoming, outgoing, path, this.#options.clock.now()))
   }
 
-  warmUp(): Promise<FetchListener> {
+  /** Loaded for the first request that needs it: it takes 7 MiB and 50 ms, and behind a gateway there may never be one. */
+  #fetch(): Promise<FetchListener> {
     this.#fetchListener ??= import("./hono.ts").then(({ createFetchListener }) => createFetchListener(this))
     return this.#fetchListener
   }

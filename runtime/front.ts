@@ -9,10 +9,10 @@ import { BentoError, ERROR_CODES, type ErrorCode } from "../store/errors.ts"
 import type { AccessLog } from "./access-log.ts"
 import { type App, type AppOptions, type AppService, appConfig, createApp } from "./app.ts"
 import type { ServerConfig } from "./config.ts"
-import { locate } from "./describe.ts"
 import { limitConnections } from "./descriptors.ts"
 import { createHttpServer, stopListening } from "./http.ts"
 import { type LoadedService, type SpecModel, bindService, importService, serviceWithoutCode } from "./load.ts"
+import { locate } from "./locate.ts"
 import type { MetricsOptions } from "./metrics.ts"
 import type { ModelRunner } from "./runner.ts"
 
@@ -25,7 +25,7 @@ export interface Front {
   readonly app: () => App
   readonly server: Server
   /** From here on the service answers. */
-  serve(service: AppService): App
+  serve(service: AppService): void
   /** Says that the server goes. Resolves when nobody asks any more, or has been refused for a moment and does not hear it. */
   drain(): Promise<void>
   refuse(): void
@@ -81,7 +81,6 @@ export function createFront(options: FrontOptions): Front {
       app = appOf(service)
       if (draining) void app.drain()
       if (refusedMs !== undefined) app.refuse()
-      return app
     },
     drain() {
       if (!draining) server.on("request", () => requests++)

@@ -146,10 +146,9 @@ try {
   await listening
   post({ type: "loaded", runners: service.runners.map((runner) => runner.name) })
   await modelsReady.promise
-  const app = front.serve(appService(spec, service))
+  front.serve(appService(spec, service))
   if (!listensEarly) await startListening()
   post({ type: "serving" })
-  await app.warmUp()
 } catch (error) {
   post({ type: "failed", text: failureText(error, spec) })
   process.exit(1)

@@ -10,7 +10,7 @@ import path from "node:path"
 import { pipeline } from "node:stream/promises"
 import type { ExamplesRequest, ExamplesResult } from "../store/bento.ts"
 import { type Issue, IssueError, formatIssue } from "../store/errors.ts"
-import { MODEL_YAML, SELFTEST_JSON } from "../store/model.ts"
+import { MODEL_YAML, SELFTEST_JSON } from "../store/layout.ts"
 import { compareText, formatTag } from "../store/tag.ts"
 import {
   type Example,

@@ -11,16 +11,13 @@
 import { randomBytes } from "node:crypto"
 import { writeSync } from "node:fs"
 import { readFile } from "node:fs/promises"
-import { registerHooks } from "node:module"
 import path from "node:path"
-import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
 import type { DescribeResult, ExamplesRequest, ExamplesResult, ServeSpec } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
-import { MODEL_YAML, parseModelYaml } from "../store/model.ts"
+import { MODEL_YAML } from "../store/layout.ts"
 import { type LoadedConfig, checkRunnerNames, formatConfig, loadConfig, runnerConfig } from "./config.ts"
 import { providersFor } from "./cuda.ts"
-import { describe, locate } from "./describe.ts"
 import { exit } from "./exit.ts"
 import {
   type Front,
@@ -36,9 +33,11 @@ import {
 import { HttpThreadFailed, HttpThreads } from "./http-threads.ts"
 import { findPort, listen, portInUse } from "./http.ts"
 import { type SpecModel, readBentoSpec, readModels } from "./load.ts"
+import { locate } from "./locate.ts"
 import { createLog, errorFields } from "./log.ts"
 import { Metrics } from "./metrics.ts"
 import { otherListenerOf } from "./ports.ts"
+import { watchImports } from "./prepared.ts"
 import {
   type Clock,
   DEFAULT_RUNNER_CONFIG,
@@ -139,7 +138,8 @@ async function describeMode(flags: Flags): Promise<void> {
   // What the user's module prints is for people; the answer has its own descriptor.
   process.stdout.write = process.stderr.write.bind(process.stderr)
   const spec = await readSpec(flags)
-  const files = watchImports(spec.srcDir)
+  const { describe } = await import("./describe.ts")
+  const imports = watchImports(spec.srcDir)
   const [file] = spec.service?.split(":") ?? []
   const onExit = (code: number): void => {
     const message =
@@ -157,24 +157,9 @@ async function describeMode(flags: Flags): Promise<void> {
   })
   const result = await describe(spec, loadSignatures)
   process.removeListener("exit", onExit)
-  const complete: DescribeResult = result.ok ? { ...result, files: files() } : result
+  const { files, prepared } = imports
+  const complete: DescribeResult = result.ok ? { ...result, files: files(), prepared: prepared() } : result
   report(complete)
-}
-
-/** Which files are imported from now on, relative to a folder; our own bundle is left out. */
-function watchImports(dir: string): () => string[] {
-  const files = new Set<string>()
-  const own = import.meta.dirname
-  registerHooks({
-    load: (url, context, next) => {
-      if (url.startsWith("file:")) {
-        const file = fileURLToPath(url)
-        if (path.dirname(file) !== own) files.add(path.relative(dir, file))
-      }
-      return next(url, context)
-    },
-  })
-  return () => [...files].toSorted()
 }
 
 async function loadSignatures(model: SpecModel): Promise<Readonly<Record<string, SignatureSpec>>> {
@@ -205,7 +190,10 @@ const NO_METRICS: RunnerMetrics = {
 /** Examples of a model that is about to enter the store. */
 async function checkExamples(json: string): Promise<never> {
   const request = JSON.parse(json) as ExamplesRequest // made by our own command line
-  const test = await import("./self-test.ts")
+  const [test, { parseModelYaml }] = await Promise.all([
+    import("./self-test.ts"),
+    import("../store/model.ts"),
+  ])
   const file = path.join(request.dir, MODEL_YAML)
   const model = { model: parseModelYaml(await readText(file), file), dir: request.dir }
   const runner = plainRunner(model.model.tag.name, model, DEFAULT_RUNNER_CONFIG)
@@ -283,16 +271,15 @@ async function serveAlone(spec: ServeSpec, loaded: LoadedConfig): Promise<void> 
   const front = createFront({ config, clock, log, metrics, newRequestId, ...accessLog })
   const runners: ModelRunner[] = []
   stopOnSignals({ front, runners, graceMs: config.gracefulTimeoutMs })
-  const [port, app] = await Promise.all([
+  const [port] = await Promise.all([
     listen(front.server, config.http),
     startRunners(spec, loaded, metrics, runners).then(async ({ models, runnerOf, keep }) => {
       const service = await loadService(spec, models, runnerOf)
       await keep(service.runners.map((runner) => runner.name))
-      return front.serve(appService(spec, service))
+      front.serve(appService(spec, service))
     }),
   ])
   if (!stopping) process.stdout.write(banner(spec, config.http.host, port))
-  await app.warmUp()
 }
 
 /** `api_server.workers` threads serve HTTP; this one has the runners, so that there is one queue and one copy of each model. */

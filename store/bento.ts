@@ -46,6 +46,8 @@ export type DescribeResult =
       readonly openapi: JsonObject
       /** What importing the service read, relative to `srcDir`: a Bento must hold all of it. */
       readonly files?: readonly string[]
+      /** Files for the Bento's PREPARED_DIR. */
+      readonly prepared?: Readonly<Record<string, string>>
     }
   | {
       readonly ok: false
@@ -96,6 +98,8 @@ export interface ServeSpec {
   readonly packagesDir?: string
   /** Ready only after the models have answered their examples. */
   readonly selfTest?: boolean
+  /** A folder with what was made beforehand of files that the server starts from (prepared.ts). */
+  readonly preparedDir?: string
 }
 
 /** A model of a Bento, pinned to its exact tag. */
@@ -178,8 +182,6 @@ export interface Bento {
   readonly bentoctlVersion: string
   readonly creationTime: string
 }
-
-export const BENTO_YAML = "bento.yaml"
 
 /**
  * Reads `bento.yaml`, of spec 1 and 2; `path` is for messages. What only bentoctl knows (schemas, routes, runners' methods)

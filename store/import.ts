@@ -6,16 +6,14 @@ import { pipeline } from "node:stream/promises"
 import { cancelled, orAborted } from "./abort.ts"
 import type { CheckResult, ExamplesRequest, ExamplesResult } from "./bento.ts"
 import { BentoError, IssueError } from "./errors.ts"
+import { MODEL_YAML, SAVED_MODEL, SELFTEST_JSON } from "./layout.ts"
 import {
   BENTOML_VERSION,
   formatCreationTime,
   formatModelYaml,
   isAxis,
-  MODEL_YAML,
   type Model,
   parseModelYaml,
-  SAVED_MODEL,
-  SELFTEST_JSON,
   type Signature,
 } from "./model.ts"
 import {

@@ -54,13 +54,6 @@ export interface Model {
   readonly creationTime: string
 }
 
-export const MODEL_YAML = "model.yaml"
-
-/** The file in a model's folder, as `bentoml.onnx` names it. */
-export const SAVED_MODEL = "saved_model.onnx"
-/** Beside it in a model's folder: examples of what the model answers. BentoML carries it along and does not read it. */
-export const SELFTEST_JSON = "selftest.json"
-
 /** The BentoML whose formats we write; its Python library warns of a store that names a newer one than itself. */
 export const BENTOML_VERSION = "1.4.38"
 

@@ -22,9 +22,10 @@ import {
 import { unlink, writeFile } from "node:fs/promises"
 import { basename, dirname, join } from "node:path"
 import { orAborted, throwIfAborted } from "./abort.ts"
-import { BENTO_YAML, type Bento, parseBentoYaml } from "./bento.ts"
+import { type Bento, parseBentoYaml } from "./bento.ts"
 import { AmbiguousTagError, BentoError, formatIssue, IssueError } from "./errors.ts"
-import { microsecondsOf, MODEL_YAML, type Model, parseModelYaml } from "./model.ts"
+import { BENTO_YAML, MODEL_YAML } from "./layout.ts"
+import { microsecondsOf, type Model, parseModelYaml } from "./model.ts"
 import { isStale, isTempName, tempPrefix } from "./owner.ts"
 import {
   checkName,

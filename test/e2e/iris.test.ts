@@ -53,6 +53,9 @@ describe("iris in a container", () => {
     const id = await docker(
       "run",
       "-d",
+      // The service comes from what was prepared; Node's own way to read TypeScript costs a tenth of the time to start.
+      "-e",
+      "NODE_OPTIONS=--no-strip-types",
       "--read-only",
       "--tmpfs",
       "/tmp",

@@ -4,10 +4,14 @@ import path from "node:path"
 import { describe, test } from "node:test"
 import fc from "fast-check"
 import { dockerfileOf } from "../../images/context.ts"
+import type { ModelWithFacts } from "../../images/facts.ts"
 import { planImage, printablePlan } from "../../images/plan.ts"
 import type { PlanOptions } from "../../images/plan.ts"
+import { parseBentoYaml } from "../../store/bento.ts"
 import type { Bento } from "../../store/bento.ts"
 import { BentoError } from "../../store/errors.ts"
+import { preparedName } from "../../store/prepared.ts"
+import { YamlScalar } from "../../store/pyyaml.ts"
 import { parseDockerfile, parsePair } from "./dockerfile.ts"
 import { bentoOf as bento, planned, planOptions as options, root } from "./support.ts"
 
@@ -82,6 +86,29 @@ describe("a plan", () => {
     const plan = planImage(options(bento()))
     assert.deepEqual(JSON.parse(JSON.stringify(plan)), plan)
     assert.deepEqual(planImage(options(bento())), plan)
+  })
+
+  test("has the manifests as JSON too, by the digest of the YAML, and what the Bento has prepared", () => {
+    const envs = [{ name: "TOKEN", value: "hidden", stage: "build" as const }]
+    const given = options(bento({}, { envs }), { prepared: { "0.js": "let x" } })
+    const files = planImage(given).layers.at(-1)?.files ?? []
+    const texts = new Map(files.flatMap((file) => (file.kind === "text" ? [[file.to, file.text]] : [])))
+    const yaml = texts.get("bento/bento.yaml") ?? assert.fail()
+    const json = texts.get(`bento/prepared/${preparedName(yaml, "json")}`) ?? assert.fail()
+    assert.deepEqual(JSON.parse(json), JSON.parse(JSON.stringify(parseBentoYaml(yaml, "bento.yaml"))))
+    const [model] = given.models
+    assert.deepEqual(
+      JSON.parse(texts.get(`bento/prepared/${model?.facts.manifest}.json`) ?? ""),
+      model?.model,
+    )
+    assert.equal(texts.get("bento/prepared/0.js"), "let x")
+    assert.ok(![...texts.values()].some((text) => text.includes("hidden")))
+    const odd = {
+      ...model?.model,
+      metadata: { accuracy: new YamlScalar("float", "1.0") },
+    } as ModelWithFacts["model"]
+    const other = planImage({ ...given, models: [{ ...(model ?? assert.fail()), model: odd }] })
+    assert.equal(other.layers.at(-1)?.files.length, files.length - 1)
   })
 
   test("names the image after the Bento, unless told otherwise", () => {
@@ -261,6 +288,7 @@ describe("a plan", () => {
     }
     const facts = {
       files: [{ path: "saved_model.onnx", sha256: "ab" }],
+      manifest: "a".repeat(64),
       origin: { producer: "skl2onnx 1.20", opsets: { "ai.onnx": 21 } },
     }
     const openapi = { openapi: "3.1.0", info: { title: "\u007f\n" } }
@@ -288,7 +316,7 @@ describe("a plan", () => {
     }))
     const long = labelsOf({
       ...given,
-      models: [{ ...one, model, facts: { files, origin: null } }],
+      models: [{ ...one, model, facts: { ...facts, files, origin: null } }],
       openapi: { info: '"'.repeat(30_000) },
     })
     assert.deepEqual([long["bentoctl.models"], "bentoctl.openapi" in long], ['[{"tag":"iris:v1"}]', false])

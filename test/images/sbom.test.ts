@@ -33,6 +33,7 @@ const parts: SbomParts = {
           { path: "saved_model.onnx", sha256: "c".repeat(64) },
           { path: "weights.bin", sha256: "d".repeat(64) },
         ],
+        manifest: "e".repeat(64),
         origin: { producer: "skl2onnx 1.20", opsets: { "ai.onnx": 21, "ai.onnx.ml": 1 } },
       },
     },

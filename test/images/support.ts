@@ -150,7 +150,7 @@ export function bentoOf(docker: Partial<DockerOptions> = {}, more: Partial<Bento
 
 /** A model as `planImage` takes it. */
 export function planned(name: string, version: string, dir: string): PlanOptions["models"][number] {
-  return { model: modelOf(name, version), dir, facts: { files: [], origin: null } }
+  return { model: modelOf(name, version), dir, facts: { files: [], manifest: "a".repeat(64), origin: null } }
 }
 
 export function planOptions(given: Bento, more: Partial<PlanOptions> = {}): PlanOptions {
@@ -161,6 +161,7 @@ export function planOptions(given: Bento, more: Partial<PlanOptions> = {}): Plan
     runtimeDir: "/opt/dist/image",
     runtime: { version: "0.1.0", onnxruntimeVersion: "1.30.0", bundled: [], installed: [], binaries: [] },
     openapi: null,
+    prepared: {},
     locked: [],
     ...more,
   }

@@ -8,7 +8,8 @@ import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, describe, test } from "node:test"
 import { setTimeout as sleep } from "node:timers/promises"
-import type { CheckResult, ServeSpec } from "../../store/bento.ts"
+import type { CheckResult, DescribeResult, ServeSpec } from "../../store/bento.ts"
+import { preparedName } from "../../store/prepared.ts"
 
 const root = path.resolve(import.meta.dirname, "../..")
 const folder = await mkdtemp(path.join(tmpdir(), "bentoctl-serve-"))
@@ -247,6 +248,67 @@ test("the bundle that goes into images answers on every route", { skip }, async 
   }
   assert.equal(await statusOf("/nope"), 404)
   assert.deepEqual(await (await post(`${url}/wait`, { ms: 1 })).json(), { waited: 1 })
+})
+
+describe("what a Bento has prepared", { skip }, () => {
+  // In the bundle nothing else is TypeScript; without Node's stripper the service loads from what was prepared or not at all.
+  const serveBento = (bento: string, NODE_OPTIONS: string): Promise<string> =>
+    new Promise((resolve, reject) => {
+      const child = spawn(
+        process.execPath,
+        [bundle, "--bento", bento, "--port", "0", "--host", "127.0.0.1"],
+        {
+          stdio: ["ignore", "pipe", "pipe"],
+          env: { ...process.env, NODE_OPTIONS },
+        },
+      )
+      children.push(child)
+      let output = ""
+      for (const stream of [child.stdout, child.stderr]) {
+        stream.on("data", (chunk: Buffer) => {
+          output += chunk.toString()
+          if (output.includes("Serving")) child.kill("SIGKILL")
+        })
+      }
+      child.on("error", reject).on("close", () => resolve(output))
+    })
+  const withNote = (text: string): string => `${SLOW}\nconsole.log(${JSON.stringify(text)} as string)\n`
+
+  test("is taken for the files that it was made of, and for no other", async () => {
+    const bento = await mkdtemp(path.join(folder, "prepared-"))
+    await mkdir(path.join(bento, "src"))
+    await writeFile(path.join(bento, "src/service.ts"), withNote("one"))
+    await writeFile(
+      path.join(bento, "bento.yaml"),
+      "service: service.ts:svc\nname: slow\nversion: v1\ncreation_time: '2026-11-21T09:46:13.571815+00:00'\nbentoctl:\n  version: 0.1.0\n",
+    )
+    const spec = { name: "slow", version: "v1", service: "service.ts:svc", srcDir: path.join(bento, "src") }
+    const describing = spawn(
+      process.execPath,
+      [bundle, "--describe", "--spec", JSON.stringify({ ...spec, models: [] })],
+      { stdio: ["ignore", "ignore", "ignore", "pipe"] },
+    )
+    let answer = ""
+    describing.stdio[3]?.on("data", (chunk: Buffer) => (answer += chunk.toString()))
+    await new Promise((resolve) => describing.on("close", resolve))
+    const described = JSON.parse(answer) as DescribeResult
+    assert.ok(described.ok)
+    const prepared = Object.entries(described.prepared ?? {})
+    assert.deepEqual(
+      prepared.map(([name]) => name),
+      [preparedName(withNote("one"), "js")],
+    )
+    assert.match(await serveBento(bento, "--no-strip-types"), /Unknown file extension ".ts"/)
+
+    await mkdir(path.join(bento, "prepared"))
+    for (const [name, text] of prepared) await writeFile(path.join(bento, "prepared", name), text)
+    assert.match(await serveBento(bento, "--no-strip-types"), /^one\nServing "slow:v1"/)
+
+    // As when a folder is mounted over the sources.
+    await writeFile(path.join(bento, "src/service.ts"), withNote("two"))
+    assert.match(await serveBento(bento, ""), /^two\nServing "slow:v1"/)
+    assert.match(await serveBento(bento, "--no-strip-types"), /Unknown file extension ".ts"/)
+  })
 })
 
 describe("stopping", () => {

@@ -3,9 +3,10 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import type { TestContext } from "node:test"
-import { BENTO_YAML, type Bento, formatBentoYaml } from "../../store/bento.ts"
-import { formatModelYaml, MODEL_YAML, type Model } from "../../store/model.ts"
+import { type Bento, formatBentoYaml } from "../../store/bento.ts"
+import { formatModelYaml, type Model } from "../../store/model.ts"
 import type { Tag } from "../../store/tag.ts"
+import { BENTO_YAML, MODEL_YAML } from "../../store/layout.ts"
 
 export const FIXTURES = join(import.meta.dirname, "..", "fixtures")
 
