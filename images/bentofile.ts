@@ -36,6 +36,7 @@ export interface Bentofile {
   readonly service: string | null
   /** Where the file names it. */
   readonly serviceAt: { readonly line: number; readonly column: number } | null
+  /** As written: upper case is still to be lowered. */
   readonly name: string | null
   /** The text itself, also where the file says `file: path`. */
   readonly description: string | null
@@ -474,7 +475,7 @@ async function complete(written: WrittenBentofile, c: Completion): Promise<Bento
     path: c.file,
     service: written.service ?? null,
     serviceAt: c.source.position(["service"]) ?? null,
-    name: typeof written.name === "string" ? checkName(written.name) : null,
+    name: written.name ?? null,
     description: await describe(written.description ?? null, c),
     labels: Object.fromEntries(
       Object.entries(written.labels ?? {}).map(([key, value]) => [key, value ?? ""]),

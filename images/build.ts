@@ -207,7 +207,7 @@ async function licenseOf(contextDir: string): Promise<string | null> {
 function nameOf(project: Project, description: Description, asked: string | undefined, note: Note): string {
   const { bentofile, service, models, contextDir } = project
   if (asked !== undefined) return checkName(asked, note)
-  if (bentofile.name !== null) return bentofile.name
+  if (bentofile.name !== null) return checkName(bentofile.name, note)
   const [model, ...others] = models
   const derived =
     service !== null
@@ -216,7 +216,7 @@ function nameOf(project: Project, description: Description, asked: string | unde
         ? model.model.tag.name
         : path.basename(contextDir)
   try {
-    return checkName(derived)
+    return checkName(derived, note)
   } catch (error) {
     throw new BentoError("TAG_INVALID", `${JSON.stringify(derived)} cannot name the Bento`, {
       hint: "Write `name:` into bentofile.yaml, or give one with `--name`.",

@@ -13,7 +13,7 @@ import type { BentoModel, ServeSpec } from "../store/bento.ts"
 import { type Model } from "../store/model.ts"
 import { openModelStore } from "../store/store.ts"
 import type { Store } from "../store/store.ts"
-import { compareTags, formatTag, parseTagRef } from "../store/tag.ts"
+import { checkName, compareTags, formatTag, parseTagRef } from "../store/tag.ts"
 import type { TagRef } from "../store/tag.ts"
 import { EMPTY_BENTOFILE, findBentofile, readBentofile } from "./bentofile.ts"
 import type { Bentofile } from "./bentofile.ts"
@@ -202,12 +202,14 @@ export async function serveSpecOf(options: ProjectOptions): Promise<ServeSpec> {
     return specOf(opened)
   }
   const { project, description } = await describeProject(opened, options)
-  return { ...specOf(project), name: project.bentofile.name ?? description.service.name }
+  const spec = specOf(project)
+  return project.bentofile.name === null ? { ...spec, name: description.service.name } : spec
 }
 
 function specOf({ contextDir, bentofile, service, models, packages }: Project): ServeSpec {
+  const { name } = bentofile
   return {
-    name: bentofile.name ?? models[0]?.model.tag.name ?? path.basename(contextDir),
+    name: name === null ? (models[0]?.model.tag.name ?? path.basename(contextDir)) : checkName(name),
     version: null,
     service,
     srcDir: contextDir,

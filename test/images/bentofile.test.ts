@@ -92,7 +92,7 @@ selftest: true
 `,
       { "setup.sh": "#!/bin/sh\n" },
     )
-    assert.equal(bentofile.name, "iris")
+    assert.equal(bentofile.name, "Iris")
     assert.deepEqual(bentofile.labels, { team: "a", version: "1.10", on: "yes", flag: "true" })
     assert.deepEqual(bentofile.models, [
       { tag: "iris", line: 8 },

@@ -115,10 +115,17 @@ docker: {setup_script: setup.sh}
 
   test("takes its name from --name, the bentofile, the service, the only model, the folder", async () => {
     const named = { "bentofile.yaml": "service: service.ts:svc\nname: written\n", "service.ts": SERVICE }
-    const given = await build(named, { name: "Given", version: "V1" })
-    assert.deepEqual(given.bento.tag, { name: "given", version: "v1" })
-    assert.deepEqual(given.notes, ['version "V1" was lowered to "v1"', 'name "Given" was lowered to "given"'])
+    const asked = await build(named, { name: "Given", version: "V1" })
+    assert.deepEqual(asked.bento.tag, { name: "given", version: "v1" })
+    assert.deepEqual(asked.notes, ['version "V1" was lowered to "v1"', 'name "Given" was lowered to "given"'])
     assert.equal((await build(named)).bento.tag.name, "written")
+    const upper = { ...named, "bentofile.yaml": "service: service.ts:svc\nname: Written\n" }
+    const lowered = await build(upper)
+    assert.deepEqual(
+      [lowered.bento.tag.name, lowered.notes],
+      ["written", ['name "Written" was lowered to "written"']],
+    )
+    assert.equal((await serveSpecOf(buildOptions(await project(upper), given))).name, "written")
     const two = await build({ "bentofile.yaml": "models: [iris_sklearn, digits_sklearn]\n" })
     assert.equal(two.bento.tag.name, `project${count - 1}`)
     const unnameable = {
