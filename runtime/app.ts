@@ -80,6 +80,12 @@ export interface Siblings {
   inFlight(): number
 }
 
+/**
+ * `uri-host [":" port]` of RFC 3986. A comma may be in a name; two lines of a request are joined with a space, too, and no name
+ * has that.
+ */
+const HOST = /^(?:[\w.~!$&'()*+,;=%-]*|\[[\w.~!$&'()*+,;=:-]+\])(?::\d*)?$/
+
 export interface AppOptions {
   readonly service: AppService | null
   readonly clock: Clock
@@ -158,12 +164,29 @@ class Server implements App {
     const path = query === -1 ? url : url.slice(0, query)
     const route = this.#routes.get(path)
     const { host } = incoming.headers
-    if (route === undefined || !isMethodOf(route, method) || host === undefined || host.includes(",")) {
+    const isHost = this.#isHost(host)
+    if (isHost && (route === undefined || !isMethodOf(route, method))) {
       void this.#fetch().then((listen) => listen(incoming, outgoing))
       return
     }
-    this.#run(route, new NodeExchange(this, incoming, outgoing, path, this.#options.clock.now()))
+    const exchange = new NodeExchange(this, incoming, outgoing, path, this.#options.clock.now())
+    if (isHost && route !== undefined) {
+      this.#run(route, exchange)
+      return
+    }
+    this.#begin(exchange, this.#unmatched)
+    this.failed(exchange, new ServeError("REQUEST_INVALID", 400, "the request has no valid host"))
   }
+
+  /** RFC 9112, 3.2. That of the request before is not looked at again: most are alike, and it is done for each request. */
+  #isHost(host: string | undefined): boolean {
+    if (host === this.#lastHost) return true
+    if (host === undefined || !HOST.test(host)) return false
+    this.#lastHost = host
+    return true
+  }
+
+  #lastHost = ""
 
   /** Loaded for the first request that needs it: it takes 7 MiB and 50 ms, and behind a gateway there may never be one. */
   #fetch(): Promise<FetchListener> {

@@ -22,11 +22,11 @@ export function createFetchListener(
   app: App,
 ): (incoming: IncomingMessage, outgoing: ServerResponse) => unknown {
   return getRequestListener(createHono(app).fetch, {
-    // A request that is none: no host, or a target that is no path.
+    // A request that is none: a target that is no path.
     errorHandler: () =>
       errorResponse(
         app.newRequestId(),
-        new ServeError("REQUEST_INVALID", 400, "the request has no valid host or target"),
+        new ServeError("REQUEST_INVALID", 400, "the request has no valid target"),
       ),
   })
 }

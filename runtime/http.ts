@@ -33,7 +33,7 @@ export function createHttpServer(options: HttpServerOptions): Server {
       connectionsCheckingInterval: 1000,
       // The app answers a request without a host, in the shape of all errors.
       requireHostHeader: false,
-      // And one with two of them: "a, b" is no host.
+      // And one with two of them, which are then joined: "a, b" is no host.
       joinDuplicateHeaders: true,
       insecureHTTPParser: false,
     },

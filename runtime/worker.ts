@@ -181,6 +181,9 @@ function missingLibrary(): string | null {
 
 function describe(value: InferenceSession.ValueMetadata, what: string): ValueSpec {
   if (!value.isTensor) throw new Error(`${what} ${value.name} is not a tensor`)
+  // ONNX Runtime takes and gives tensors as members of plain objects, which cannot have this one.
+  if (value.name === "__proto__")
+    throw new Error(`its ${what} is called __proto__, a name that no object can hold: rename it in the graph`)
   if (value.type === "int4" || value.type === "uint4") {
     throw new Error(`${what} ${value.name} is ${value.type}, which is not supported`)
   }

@@ -1,9 +1,10 @@
 /** What `models import` stores and prints when all is well. */
 import assert from "node:assert/strict"
-import { readFile } from "node:fs/promises"
+import { readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { test } from "node:test"
 import { parse } from "yaml"
+import { onnxModel } from "../images/protobuf.ts"
 import { fixtures, folderWith, root, run, scratch } from "./support.ts"
 
 const iris = path.join(root, "examples/iris/iris.onnx")
@@ -55,6 +56,24 @@ test("-q prints nothing", async () => {
     stdout: "",
     stderr: "",
   })
+})
+
+test("a tensor that no object of JavaScript can hold is refused by name", async () => {
+  const home = await scratch()
+  const folder = await scratch()
+  for (const [what, input, output] of [
+    ["input", "__proto__", "y"],
+    ["output", "x", "__proto__"],
+  ] as const) {
+    const file = path.join(folder, `${what}.onnx`)
+    await writeFile(file, onnxModel([input], [[[input], output, "Neg"]]))
+    const { code, stderr } = await run(["models", "import", file, "--name", "m"], { home })
+    assert.equal(code, 1)
+    assert.match(
+      stderr,
+      new RegExp(`its ${what} is called __proto__, .*: rename it in the graph\\n.*unchanged`),
+    )
+  }
 })
 
 test("labels, metadata and signature are kept, from files or from the command line", async () => {

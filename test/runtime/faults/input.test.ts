@@ -1,18 +1,30 @@
 /** What clients send that is wrong, by mistake or on purpose: their own request fails, and nothing else. */
 import assert from "node:assert/strict"
-import { before, describe, test } from "node:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import path from "node:path"
+import { after, before, describe, test } from "node:test"
 import fc from "fast-check"
+import { onnxModel } from "../../images/protobuf.ts"
 import { IRIS, type ServerProcess, Wire, modelOf, request, specOf, start } from "./support.ts"
 
 const FLOWER = "[[5.9,3,5.1,1.8]]"
+const oddNames = path.join(mkdtempSync(path.join(tmpdir(), "bentoctl-odd-")), "odd.onnx")
+after(() => rmSync(path.dirname(oddNames), { recursive: true }))
 let server: ServerProcess
 before(async () => {
+  const nodes = [
+    [["valueOf", "constructor"], "toString", "Add"] as const,
+    [["constructor"], "hasOwnProperty", "Neg"] as const,
+  ]
+  writeFileSync(oddNames, onnxModel(["valueOf", "constructor"], nodes))
   server = await start(
     specOf([
       modelOf(IRIS, "iris"),
       modelOf("fail_on_negative.onnx", "picky"),
       modelOf("strings.onnx", "words"),
       modelOf("int64_bool.onnx", "ints"),
+      modelOf(oddNames, "odd"),
     ]),
   )
 })
@@ -32,6 +44,14 @@ test("two poisoned rows of twelve from twelve clients: ten right answers and two
       answers.map(({ status }) => status),
       values.map((value) => (value < 0 ? 500 : 200)),
     )
+  }
+})
+
+test("tensors may be called as what every object has, and are asked for by name", async () => {
+  const { status, body } = await server.post("/odd/run", { valueOf: [1, 2], constructor: [3, 4] })
+  assert.deepEqual([status, body], [200, { toString: [4, 6], hasOwnProperty: [-3, -4] }])
+  for (const missing of [{ valueOf: [1] }, { constructor: [1] }, {}]) {
+    assert.equal((await server.post("/odd/run", missing)).status, 400)
   }
 })
 
@@ -100,6 +120,42 @@ describe("what is no HTTP, or not quite, gets a 4xx in the shape of all errors",
       assert.equal(received.match(/^HTTP/gm)?.length, 1)
     })
   }
+
+  test("a host is what RFC 3986 lets be one, on the way to an API and to nowhere", async () => {
+    const statusFor = async (host: string, path: string): Promise<string | undefined> => {
+      const wire = new Wire(server.port)
+      wire.send(head(`GET ${path} HTTP/1.1`, `host: ${host}`, "connection: close"))
+      return /^HTTP\/1\.1 (\d+)/.exec(await wire.rest())?.[1]
+    }
+    for (const host of [
+      "a_b",
+      "127.0.0.1:3000",
+      "[::1]:80",
+      "xn--bcher-kva.example.:80",
+      "%41",
+      "x,y",
+      "x:",
+      "",
+    ]) {
+      assert.equal(await statusFor(host, "/livez"), "200", host)
+    }
+    for (const host of [
+      "user@x",
+      "x y",
+      "x:http",
+      "[::1",
+      "::1",
+      "x/y",
+      "x?y",
+      "x#y",
+      "<x>",
+      "x\\y",
+      '"x"',
+      "bücher",
+    ]) {
+      for (const path of ["/livez", "/nowhere"]) assert.equal(await statusFor(host, path), "400", host)
+    }
+  })
 
   test("garbage behind a good request: that one is answered, then the connection ends", async () => {
     const wire = new Wire(server.port)
