@@ -157,15 +157,19 @@ export function loadFrom(options: LoadOptions, core: number | string = LOAD_CORE
 export const generator = spawnSync("wrk", ["--version"]).error === undefined ? "wrk" : "bench/load.ts"
 
 type ClosedLoop = Pick<LoadOptions, "port" | "path" | "bodies" | "connections" | "seconds">
-type Throughput = Pick<LoadResult, "requests" | "perSecond" | "statuses">
+type Throughput = Pick<LoadResult, "requests" | "perSecond">
 
-/** As many requests as the connections can carry, from the load's core. */
-export function closedLoop(options: ClosedLoop): Promise<Throughput> {
-  return generator === "wrk" ? wrk(options) : loadFrom(options)
+/** As many requests as the connections can carry, from the load's core; each of them must be answered with 200. */
+export async function closedLoop(options: ClosedLoop): Promise<Throughput> {
+  const { statuses, ...throughput } = await (generator === "wrk" ? wrk(options) : loadFrom(options))
+  if (Object.keys(statuses).some((status) => status !== "200")) {
+    throw new Error(`port ${options.port}${options.path}: not only 200: ${JSON.stringify(statuses)}`)
+  }
+  return throughput
 }
 
 /** A closed loop from wrk: it costs a tenth of what a generator under Node does. */
-async function wrk(options: ClosedLoop): Promise<Throughput> {
+async function wrk(options: ClosedLoop): Promise<Throughput & Pick<LoadResult, "statuses">> {
   const { port, path: route, bodies, connections, seconds } = options
   const script = path.join(scratch(), "load.lua")
   writeFileSync(

@@ -216,7 +216,7 @@ type WrittenBentofile = z.output<typeof bentofileSchema>
 
 /** JSON Schema (2020-12) of bentofile.yaml, for editors; made from the schema that checks it. */
 export function bentofileJsonSchema(): object {
-  const schema = z.toJSONSchema(bentofileSchema, { io: "input", unrepresentable: "any" })
+  const schema = z.toJSONSchema(bentofileSchema, { io: "input" })
   return { $schema: schema.$schema, $id: "urn:bentoctl:bentofile", ...schema }
 }
 

@@ -10,8 +10,6 @@ import { buffer } from "node:stream/consumers"
 import { after, before, describe, test } from "node:test"
 import fc from "fast-check"
 import { extract } from "tar-stream"
-import { createDockerBuilder } from "../../images/docker.ts"
-import { findLeftovers, removeLeftovers } from "../../images/prune.ts"
 import { HOSTILE, LINES } from "../images/hostile.ts"
 import type { Hostile } from "../images/hostile.ts"
 import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
@@ -19,7 +17,6 @@ import { bentoctl, docker, root, run, temporaryFolder } from "./support.ts"
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
 const NAME = `bentoctl-e2e-attack-${process.pid}`
-const engine = createDockerBuilder(process.env)
 const builders = ["assemble", "dockerfile"] as const
 
 /** Lines of text: the hostile ones, and chance's; the seed makes a failure come again. */
@@ -94,10 +91,7 @@ before(async () => {
   assert.equal(code, 0, stderr)
 })
 after(async () => {
-  const others = new Set((await findLeftovers(engine)).map(({ reference }) => reference))
   await run("docker", ["rmi", "-f", ...builders.map((builder) => `${NAME}:${builder}`)])
-  const ours = (await findLeftovers(engine)).filter(({ reference }) => !others.has(reference))
-  for await (const _ of removeLeftovers(engine, ours));
   await remove()
 })
 

@@ -30,7 +30,6 @@ before(async () => {
 })
 after(async () => {
   await run("docker", ["rmi", "-f", `${NAME}:assemble`, `${NAME}:dockerfile`, BASE])
-  await bentoctl(["image", "prune"], env)
   await remove()
 })
 

@@ -9,11 +9,10 @@ import { after, before, describe, test } from "node:test"
 import { aptUnpack } from "../setup/apt.ts"
 import { noOtherEngines, startPodman, startSshd } from "../setup/other-engines.ts"
 import { makeCertificates, noCertificates } from "../images/certificates.ts"
-import { bentoctl, docker, filesOf, root, run, temporaryFolder, watchLeftovers } from "./support.ts"
+import { bentoctl, docker, filesOf, root, run, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const unavailable = await noOtherEngines()
-const removeLeftovers = unavailable === false ? await watchLeftovers() : async () => {}
 const env = { BENTOML_HOME: path.join(folder, "bentoml"), HOME: path.join(folder, "home") }
 /** Names are ours alone, so that nothing of the user's is touched. */
 const NAME = `bentoctl-e2e-engines-${process.pid}`
@@ -24,7 +23,6 @@ let expected = ""
 after(async () => {
   for (const stop of stops.toReversed()) await stop()
   await run("docker", ["rmi", "-f", `${NAME}:1`, `${NAME}-base:1`])
-  await removeLeftovers()
   await remove()
 })
 

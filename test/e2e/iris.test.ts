@@ -3,7 +3,7 @@ import assert from "node:assert/strict"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
-import { bentoctl, docker, root, temporaryFolder, until200 } from "./support.ts"
+import { assertWithin, bentoctl, docker, root, temporaryFolder, until, until200 } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
@@ -135,18 +135,21 @@ describe("SIGTERM", () => {
       .trim()
       .replace("__tag__:", "")
     images.push(tag, "slow:latest")
-    const id = await docker("run", "-d", "-p", "127.0.0.1::3000", tag)
-    containers.push(id)
-    const port = (await docker("port", id, "3000")).split(":").at(-1)
-    await until200(`http://127.0.0.1:${port}/readyz`)
-    const inFlight = fetch(`http://127.0.0.1:${port}/wait`, { method: "POST", body: `{"ms":1000}` })
-    await new Promise((resolve) => setTimeout(resolve, 200))
-    const signalledMs = performance.now()
-    await docker("kill", "--signal", "TERM", id)
-    const response = await inFlight
-    assert.deepEqual([response.status, await response.json()], [200, { waited: 1000 }])
-    const exitCode = await docker("wait", id)
-    assert.equal(exitCode, "0")
-    assert.ok(performance.now() - signalledMs < 2000, `took ${performance.now() - signalledMs} ms`)
+    await assertWithin(2000, async () => {
+      const id = await docker("run", "-d", "-p", "127.0.0.1::3000", tag)
+      containers.push(id)
+      const url = `http://127.0.0.1:${(await docker("port", id, "3000")).split(":").at(-1)}`
+      await until200(`${url}/readyz`)
+      const inFlight = fetch(`${url}/wait`, { method: "POST", body: `{"ms":1000}` })
+      const isThere = /^bentoml_api_server_request_in_progress{[^}]*wait[^}]*} 1$/m
+      await until("the request", async () => isThere.test(await (await fetch(`${url}/metrics`)).text()))
+      const signalledMs = performance.now()
+      await docker("kill", "--signal", "TERM", id)
+      const response = await inFlight
+      assert.deepEqual([response.status, await response.json()], [200, { waited: 1000 }])
+      const exitCode = await docker("wait", id)
+      assert.equal(exitCode, "0")
+      return performance.now() - signalledMs
+    })
   })
 })

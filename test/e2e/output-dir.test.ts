@@ -6,17 +6,15 @@ import path from "node:path"
 import { after, before, test } from "node:test"
 import { createDockerBuilder } from "../../images/docker.ts"
 import type { BuildContext } from "../../images/context.ts"
-import { bentoctl, docker, filesOf, root, run, temporaryFolder, watchLeftovers } from "./support.ts"
+import { bentoctl, docker, filesOf, root, run, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
-const removeLeftovers = await watchLeftovers()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
 /** Names are ours alone, so that nothing of the user's is touched. */
 const NAME = `bentoctl-e2e-output-${process.pid}`
 const made = new Set<string>()
 after(async () => {
   if (made.size > 0) await run("docker", ["rmi", "-f", ...made])
-  await removeLeftovers()
   await remove()
 })
 

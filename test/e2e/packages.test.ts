@@ -31,9 +31,6 @@ const unavailable =
 after(async () => {
   if (containers.size > 0) await run("docker", ["rm", "-f", ...containers])
   await run("docker", ["rmi", "-f", ...made])
-  const all = await run("docker", ["images", "-q", "--filter", `label=${NAME}`])
-  const left = all.stdout.split("\n").filter((id) => id !== "")
-  if (left.length > 0) await run("docker", ["rmi", "-f", ...left])
   await remove()
 })
 
@@ -78,22 +75,8 @@ async function build(
   builder = "auto",
 ): Promise<Ran & { readonly image: string }> {
   const name = `${NAME}-${path.basename(dir).toLowerCase()}`
-  const args = [
-    "build",
-    dir,
-    "--name",
-    name,
-    "--label",
-    `${NAME}=1`,
-    "--containerize",
-    "--builder",
-    builder,
-    "-o",
-    "json",
-  ]
-  const known = new Set(await foundations())
+  const args = ["build", dir, "--name", name, "--containerize", "--builder", builder, "-o", "json"]
   const ran = await bentoctl(args, { ...env, ...more })
-  for (const tag of await foundations()) if (!known.has(tag)) made.add(tag)
   if (ran.code !== 0) return { ...ran, image: "" }
   const { image } = JSON.parse(ran.stdout) as { image: { tags: string[]; image_id: string } }
   for (const tag of image.tags) made.add(tag)

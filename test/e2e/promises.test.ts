@@ -4,17 +4,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { Spec, Validation } from "@cyclonedx/cyclonedx-library"
-import {
-  bentoctl,
-  docker,
-  filesOf,
-  root,
-  run,
-  searchImage,
-  temporaryFolder,
-  watchLeftovers,
-} from "./support.ts"
-import { type Serving, startServing } from "./quiet.ts"
+import { bentoctl, docker, filesOf, root, run, searchImage, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }
@@ -22,18 +12,14 @@ const baseImage = process.env["BENTOCTL_BASE_IMAGE"] ?? "node:24-bookworm-slim"
 const NAME = `bentoctl-e2e-promises-${process.pid}`
 const image = `${NAME}:assemble`
 const containers: string[] = []
-const removeLeftovers = await watchLeftovers()
 /** Path → what it is, of whole file systems. */
 const files = { base: new Map<string, string>(), image: new Map<string, string>() }
 const SECRETS = ["t0ken-of-the-remote", "t0ken-of-npm", "t0ken-of-env", "t0ken-of-a-key"]
 const SBOM = path.join(folder, "sbom.json")
-let serving: Serving | undefined
 
 after(async () => {
-  await serving?.stop()
   if (containers.length > 0) await docker("rm", "-f", ...containers)
   await run("docker", ["rmi", "-f", image, `${NAME}:dockerfile`, `${NAME}:next`])
-  await removeLeftovers()
   await remove()
 })
 
@@ -69,8 +55,6 @@ before(async () => {
   }
   await ok("models", "import", path.join(root, "examples/iris/iris.onnx"), "--name", "iris_clf")
   await ok("build", project, "--name", NAME, "--containerize", "-t", image, "--sbom", SBOM)
-  // Its minute goes by while the others are tested.
-  serving = await startServing(image, "/run", "[[5.9, 3, 5.1, 1.8]]")
   await ok("containerize", NAME, "-t", `${NAME}:dockerfile`, "--builder", "dockerfile")
   files.base = await filesOf(baseImage)
   files.image = await filesOf(image)
@@ -332,11 +316,5 @@ describe("bentoctl image", () => {
     assert.equal(code, 1)
     assert.match(stderr, /SBOM_UNWRITABLE/)
     assert.doesNotMatch(stderr, /layer runtime/)
-  })
-})
-
-describe("a minute of serving", () => {
-  test("opens no connection and sends no datagram: nothing is reported to anybody", async () => {
-    await serving?.end()
   })
 })

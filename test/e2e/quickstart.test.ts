@@ -3,9 +3,9 @@
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
 import path from "node:path"
-import { test } from "node:test"
+import { after, test } from "node:test"
 import { parseArguments, shellQuote } from "../../examples/quickstart.ts"
-import { docker, root, run } from "./support.ts"
+import { docker, root, watchNames } from "./support.ts"
 
 /** Runs the quickstart; `until` is the text in its output at which it gets SIGINT. */
 async function quickstart(until?: string): Promise<{ code: number | null; output: string }> {
@@ -22,10 +22,11 @@ async function quickstart(until?: string): Promise<{ code: number | null; output
     })
   }
   const code = await new Promise<number | null>((done) => child.once("close", done))
-  const tag = /containerize (\S+)/.exec(output)?.[1]
-  if (tag !== undefined) await run("docker", ["image", "rm", tag])
   return { code, output }
 }
+
+// The quickstart leaves its image to its user.
+after(await watchNames("iris_classifier"))
 
 const leftOver = (): Promise<string> => docker("ps", "-aq", "--filter", "name=bentoctl-quickstart")
 

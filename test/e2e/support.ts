@@ -90,16 +90,20 @@ export async function filesOf(
   return found
 }
 
-/** What builds leave in the engine for the next one; call the result to remove what came since. */
-export async function watchLeftovers(): Promise<() => Promise<void>> {
-  const list = async (): Promise<string[]> =>
-    (
-      await docker("images", "--filter", "reference=bentoctl/*", "--format", "{{.Repository}}:{{.Tag}}")
-    ).split("\n")
-  const before = new Set(await list())
+/** For images that a user would keep under a name of his own: the result removes those that came since, and gives a name back that was taken. */
+export async function watchNames(repository: string): Promise<() => Promise<void>> {
+  const list = async (): Promise<Map<string, string>> => {
+    const listed = await docker("images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", repository)
+    const lines = listed.split("\n").filter((line) => line !== "")
+    return new Map(lines.map((line) => line.split(" ") as [name: string, id: string]))
+  }
+  const before = await list()
   return async () => {
-    const since = (await list()).filter((name) => name !== "" && !before.has(name))
-    if (since.length > 0) await run("docker", ["rmi", ...since])
+    for (const [name, id] of await list()) {
+      const had = before.get(name)
+      if (had === undefined) await docker("image", "rm", name)
+      else if (had !== id) await docker("tag", had, name)
+    }
   }
 }
 
@@ -143,6 +147,29 @@ export async function until200(url: string, timeoutMs = 20_000): Promise<void> {
     if (ready) return
     if (performance.now() > deadlineMs) throw new Error(`${url} does not answer 200 after ${timeoutMs} ms`)
     await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+
+/**
+ * Tells whether something is over in time, from the milliseconds that an attempt took. Late, it is tried again: beside other tests any one
+ * attempt may be kept waiting, while a program that is too slow is late three times.
+ */
+export async function assertWithin(limitMs: number, attempt: () => Promise<number>): Promise<void> {
+  const tookMs: number[] = []
+  while (tookMs.length < 3) {
+    const ms = await attempt()
+    if (ms < limitMs) return
+    tookMs.push(Math.round(ms))
+  }
+  throw new Error(`not within ${limitMs} ms, but ${tookMs.join(", ")} ms`)
+}
+
+/** Resolves when it holds. */
+export async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
+  const deadlineMs = performance.now() + 30_000
+  while (!(await holds())) {
+    if (performance.now() > deadlineMs) throw new Error(`waited in vain for ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 50))
   }
 }
 

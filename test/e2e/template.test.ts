@@ -29,7 +29,6 @@ before(async () => {
 after(async () => {
   const tags = proofs.flatMap((_, index) => [`${NAME}-${index}:latest`])
   await run("docker", ["rmi", "-f", ...tags])
-  await bentoctl(["image", "prune"], env)
   await remove()
 })
 

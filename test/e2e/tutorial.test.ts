@@ -10,7 +10,7 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { chmod, copyFile, mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, test } from "node:test"
-import { freePort, root, run, temporaryFolder, until200 } from "./support.ts"
+import { freePort, root, run, temporaryFolder, until200, watchNames } from "./support.ts"
 
 interface Block {
   readonly language: string
@@ -37,9 +37,11 @@ const env = {
 }
 let background: ChildProcess | undefined
 
+const removeImages = await watchNames("iris_classifier")
 after(async () => {
   await stopBackground()
   await run("docker", ["rm", "-f", "iris-tutorial"])
+  await removeImages()
   await remove()
 })
 

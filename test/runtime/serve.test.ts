@@ -391,7 +391,7 @@ describe("what keeps a server from starting ends it with exit 1 and the reason",
     assert.match(
       second.output(),
       new RegExp(
-        `^Error: port ${first.port} is in use by .*serve\\.ts.* \\(pid ${first.child.pid}\\)\nHint: .* \\[PORT_IN_USE\\]\n$`,
+        `^Error: port ${first.port} is in use by .+ \\(pid ${first.child.pid}\\)\nHint: .* \\[PORT_IN_USE\\]\n$`,
       ),
     )
   })

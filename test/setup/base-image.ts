@@ -94,12 +94,6 @@ export async function ensureBaseImage(options: {
   return { image: STAND_IN, standIn: true }
 }
 
-/** What `ensureBaseImage` would find ready in the engine, without making or pulling anything. */
-export async function presentBaseImage(): Promise<BaseImage | undefined> {
-  if ((await inspect(REAL_BASE)) !== undefined) return { image: REAL_BASE, standIn: false }
-  return (await inspect(STAND_IN)) === undefined ? undefined : { image: STAND_IN, standIn: true }
-}
-
 interface ImageFacts {
   readonly id: string
   readonly recipe: string

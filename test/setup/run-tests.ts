@@ -1,9 +1,15 @@
 /**
  * `npm test [-- FILTER...] [--test-name-pattern=...]`: everything that says whether the product works.
  *
- * Without a filter: `npm run check` (lint, types, format), a Docker Engine and a base image, the unit tests side by
- * side, then test/e2e one file at a time, as they share the engine. A filter is a test file, a folder, or a part of a
- * path. BENTOCTL_TEST_ENGINE=skip leaves out what needs an engine, and says so.
+ * Two lines of work go side by side, so that one works while the other waits for a disk, a network or a clock:
+ *
+ * 1. what needs no engine: `npm run check` (lint, types, format), then the unit tests;
+ * 2. what shares the Docker Engine: the engine and a base image, then test/e2e one file at a time, because these
+ *    tests look at the engine as a whole (what a build leaves there, what `image prune` finds, the build cache). Only
+ *    the file in `WAITING` goes beside them.
+ *
+ * A filter is a test file, a folder, or a part of a path; with one there is no `npm run check`.
+ * BENTOCTL_TEST_ENGINE=skip leaves out what needs an engine, and says so.
  */
 
 import { spawn } from "node:child_process"
@@ -12,8 +18,9 @@ import { mkdtemp, rm } from "node:fs/promises"
 import { availableParallelism, tmpdir } from "node:os"
 import { join, relative, resolve, sep } from "node:path"
 import { run as runTests } from "node:test"
-import { ensureBaseImage, presentBaseImage, REAL_BASE } from "./base-image.ts"
-import { ensureEngine, probeEngine } from "./engine.ts"
+import { ensureBaseImage, REAL_BASE } from "./base-image.ts"
+import { ensureEngine } from "./engine.ts"
+import { watchLeftovers } from "./leftovers.ts"
 import { explain } from "./process.ts"
 import { createReport } from "./report.ts"
 import type { Report } from "./report.ts"
@@ -21,6 +28,9 @@ import type { Report } from "./report.ts"
 const root = resolve(import.meta.dirname, "../..")
 const print = (text: string): void => void process.stdout.write(`${text}\n`)
 const log = (line: string): void => print(`  ${line}`)
+
+/** It watches one container of its own for a minute by the clock, and looks at nothing else in the engine. */
+const WAITING = "test/e2e/quiet.test.ts"
 
 /** The test files that the filters name, unit tests first; a filter that names none is an error of the caller. */
 export function selectFiles(
@@ -67,32 +77,31 @@ async function check(report: Report): Promise<void> {
   else report.fail(name, durationMs, output)
 }
 
-/** Gets engine and base image, and tells the tests by the environment. False when what needs them cannot run. */
-async function prepareEngine(report: Report): Promise<boolean> {
+/** Gets engine and base image; the environment that tells the tests of them. Null when what needs them cannot run. */
+async function prepareEngine(report: Report): Promise<NodeJS.ProcessEnv | null> {
   const startedMs = performance.now()
   const name = "a Docker Engine with a base image"
   if (process.env["BENTOCTL_TEST_ENGINE"] === "skip") {
     report.skip(name, "BENTOCTL_TEST_ENGINE=skip: test/e2e is left out")
-    return false
+    return null
   }
-  const failed = (reason: string): false => {
+  const failed = (reason: string): null => {
     report.fail(
       name,
       performance.now() - startedMs,
       `${reason}\n  -> BENTOCTL_TEST_ENGINE=skip npm test leaves out the tests that need one.`,
     )
-    return false
+    return null
   }
   const engine = await ensureEngine({ log })
   if (!engine.available) return failed(engine.reason ?? "No Docker Engine answers")
   try {
-    const base = await ensureBaseImage({ log })
-    if (base.image !== REAL_BASE) process.env["BENTOCTL_BASE_IMAGE"] = base.image
+    const { image } = await ensureBaseImage({ log })
+    report.pass(name, performance.now() - startedMs)
+    return { ...process.env, ...(image !== REAL_BASE && { BENTOCTL_BASE_IMAGE: image }) }
   } catch (error) {
     return failed(explain(error))
   }
-  report.pass(name, performance.now() - startedMs)
-  return true
 }
 
 /** What the tests see of the machine: no settings of the user's own, and never their ~/bentoml. */
@@ -102,23 +111,56 @@ function isolateEnvironment(home: string): void {
   }
   process.env["BENTOML_HOME"] = home
   process.env["ORT_DISABLE_TELEMETRY"] = "1"
+  // Hundreds of processes are started from the same sources: the first one compiles them for all.
+  process.env["NODE_COMPILE_CACHE"] = join(home, "compiled")
+}
+
+interface Run extends Arguments {
+  readonly report: Report
+  /** Nothing was filtered out. */
+  readonly everything: boolean
+  readonly unit: readonly string[]
+  readonly e2e: readonly string[]
 }
 
 async function runFiles(
-  files: string[],
-  concurrency: number,
-  args: Arguments,
-  report: Report,
+  files: readonly string[],
+  { namePattern, report }: Run,
+  { concurrency, env = process.env }: { concurrency: number; env?: NodeJS.ProcessEnv },
 ): Promise<void> {
   if (files.length === 0) return
   const stream = runTests({
     files: files.map((file) => join(root, file)),
     cwd: root,
     concurrency,
+    env,
     timeout: 600_000,
-    ...(args.namePattern === undefined ? {} : { testNamePatterns: [args.namePattern] }),
+    ...(namePattern === undefined ? {} : { testNamePatterns: [namePattern] }),
   })
   for await (const event of stream) report.event(event)
+}
+
+/** The first line of work; one processor less for it where the second one is on the way, too. */
+async function runWithoutEngine(run: Run): Promise<void> {
+  if (run.everything) await check(run.report)
+  const beside = run.e2e.length > 0 ? 1 : 0
+  await runFiles(run.unit, run, { concurrency: Math.max(2, availableParallelism()) - beside })
+}
+
+/** The second line of work. */
+async function runWithEngine(run: Run): Promise<void> {
+  if (run.e2e.length === 0) return
+  const env = await prepareEngine(run.report)
+  if (env === null) {
+    for (const file of run.e2e) run.report.skip(file, "no Docker Engine")
+    return
+  }
+  const removeLeftovers = await watchLeftovers()
+  const [waiting, others] = [true, false].map((waits) =>
+    run.e2e.filter((file) => (file === WAITING) === waits),
+  )
+  await Promise.all([waiting, others].map((files = []) => runFiles(files, run, { concurrency: 1, env })))
+  await removeLeftovers()
 }
 
 interface Arguments {
@@ -153,28 +195,16 @@ async function main(): Promise<number> {
     process.stderr.write(`npm test: no test file matches ${unmatched.join(", ")}\n`)
     return 2
   }
-  const everything = args.filters.length === 0
   const report = createReport({ print, root })
+  const run: Run = { ...args, report, everything: args.filters.length === 0, unit, e2e }
   const home = await mkdtemp(join(tmpdir(), "bentoctl-test-home-"))
   isolateEnvironment(home)
   try {
-    if (everything) await check(report)
-    let engine = true
-    if (everything || e2e.length > 0) engine = await prepareEngine(report)
-    else if ((await probeEngine()).state === "answers") await offerBaseImage()
-    await runFiles(unit, Math.max(2, availableParallelism()), args, report)
-    if (engine) await runFiles(e2e, 1, args, report)
-    else for (const file of e2e) report.skip(file, "no Docker Engine")
+    await Promise.all([runWithoutEngine(run), runWithEngine(run)])
   } finally {
     await rm(home, { recursive: true, force: true })
   }
   return report.finish() ? 0 : 1
-}
-
-/** Single unit tests that ask for an engine find the base image too; making one is left to the whole run. */
-async function offerBaseImage(): Promise<void> {
-  const base = await presentBaseImage()
-  if (base !== undefined && base.standIn) process.env["BENTOCTL_BASE_IMAGE"] = base.image
 }
 
 if (process.argv[1] === import.meta.filename) process.exitCode = await main()

@@ -68,7 +68,7 @@ async function killOne(home: string, cache: string, ledger: Ledger): Promise<voi
   const ready = once(lines, "line")
   lines.on("line", (line) => ledger.note(line))
   await Promise.race([ready, exited])
-  await setTimeout(randomInt(400))
+  await setTimeout(randomInt(200))
   child.kill("SIGKILL")
   const [[, signal]] = await Promise.all([exited, closed])
   assert.equal(signal, "SIGKILL", `a child ended by itself: ${stderr}`)
