@@ -16,11 +16,14 @@ import type {
   ImageEngine,
   ImageInfo,
   ImageSummary,
+  LayerBlob,
   StepOptions,
 } from "./builder.ts"
 import type { Cache } from "./cache.ts"
 import { createContext } from "./context.ts"
 import { containerConfig, imageConfig } from "./image-config.ts"
+import { archiveEnd, digestsOf } from "./image-archive.ts"
+import type { ArchiveEnd, Below, SentLayer } from "./image-archive.ts"
 import type { Base, ImageConfig, WrittenLayer } from "./image-config.ts"
 import {
   countLayer,
@@ -34,9 +37,9 @@ import {
 } from "./layers.ts"
 import type { FolderFact, FolderFacts, Layer } from "./layers.ts"
 import { BENTO_PATH, MODELS_LABEL, RUNTIME_PATH } from "./plan.ts"
-import type { ImagePlan } from "./plan.ts"
+import type { ImagePlan, Platform } from "./plan.ts"
 import { tarStream } from "./tar.ts"
-import type { TarEntry, TarHeader } from "./tar.ts"
+import type { TarEntry } from "./tar.ts"
 
 export interface Assembling extends StepOptions {
   readonly engine: ImageEngine
@@ -72,7 +75,8 @@ export async function* assemble(plan: ImagePlan, options: Assembling): AsyncGene
   const imageId = yield* loadImage(
     {
       layers,
-      below: base.layers,
+      base: foundation,
+      platform: plan.platform,
       replaced: plan.tags,
       describe: (written) => imageConfig(base, { createdAt, config, layers: written }),
     },
@@ -212,11 +216,15 @@ async function askFacts(
     ])
     return { folders: FOLDERS.map((folder, index) => [folder, found[index] ?? null]), history }
   } catch (error) {
-    signal?.throwIfAborted()
-    if (error instanceof BentoError) throw error
-    const reason = error instanceof Error ? error.message : String(error)
-    throw new CannotAssemble(`the base image cannot be looked into: ${reason}`, { cause: error })
+    throw unreadableBase(error, signal)
   }
+}
+
+function unreadableBase(error: unknown, signal: AbortSignal | undefined): Error {
+  signal?.throwIfAborted()
+  if (error instanceof BentoError) return error
+  const reason = error instanceof Error ? error.message : String(error)
+  return new CannotAssemble(`the base image cannot be looked into: ${reason}`, { cause: error })
 }
 
 /** The first entry is the path itself; what is in it does not matter. */
@@ -239,8 +247,9 @@ async function readFolder(tar: Readable): Promise<Found> {
 
 export interface Loading {
   readonly layers: readonly Layer[]
-  /** Layers of the image that ours lie on. */
-  readonly below: readonly string[]
+  /** The image that ours lie on; null for none. */
+  readonly base: Pick<ImageInfo, "id" | "layers" | "sizeBytes"> | null
+  readonly platform: Platform
   /** Names that the new image takes over: the images that have them are likely to share its layers. */
   readonly replaced: readonly string[]
   readonly describe: (written: readonly WrittenLayer[]) => ImageConfig
@@ -248,11 +257,12 @@ export interface Loading {
 
 /** Hands the image to the engine, without a name. Ends with its id. */
 export async function* loadImage(job: Loading, options: Assembling): AsyncGenerator<BuildEvent, string> {
+  const below = yield* layersBelow(job, options)
   const known = await knownDigests(job.layers, options)
-  const present = await presentLayers(job, known, options)
+  const present = await presentLayers(job, below, known, options)
   const all = known.filter((digest) => digest !== null)
   if (present === job.layers.length) {
-    const { id } = job.describe(written(job.layers, all))
+    const { id } = await endOf(job, below, all)
     if ((await options.engine.inspect(id, options.signal)) !== null) {
       yield* cachedSteps(job.layers)
       return id
@@ -260,22 +270,82 @@ export async function* loadImage(job: Loading, options: Assembling): AsyncGenera
   }
   try {
     yield* cachedSteps(job.layers.slice(0, present))
-    return yield* send(job, known, present, options)
+    return yield* send(job, below, known, present, options)
   } catch (error) {
     if (!(error instanceof LoadRefused)) throw error
     if (present === 0) throw new CannotAssemble(error.message, { cause: error })
   }
   // A layer that an image of the engine is made of was not to be had after all.
   try {
-    return yield* send(job, known, 0, options)
+    return yield* send(job, below, known, 0, options)
   } catch (error) {
     if (error instanceof LoadRefused) throw new CannotAssemble(error.message, { cause: error })
     throw error
   }
 }
 
-function written(layers: readonly Layer[], digests: readonly string[]): WrittenLayer[] {
-  return layers.map(({ createdBy }, index) => ({ createdBy, digest: digests[index] ?? "" }))
+/** An engine that keeps blobs tells which only in an archive of the image, so it is asked once for each base. */
+async function* layersBelow(
+  { base, platform }: Loading,
+  options: Assembling,
+): AsyncGenerator<BuildEvent, Below> {
+  const { engine, signal, clock } = options
+  const { store } = await engine.ping(signal)
+  if (store === "layers") return { store, digests: base?.layers ?? [] }
+  if (base === null) return { store, blobs: [] }
+  const kept = await knownBlobs(base, options)
+  if (kept !== null) return { store, blobs: kept }
+  if (base.sizeBytes > MOST_BASE_BYTES) {
+    throw new CannotAssemble("the engine would have to hand out the whole base image once, which is large")
+  }
+  const step = {
+    type: "step",
+    step: `manifest ${base.id}`,
+    name: "read the manifest of the base image",
+  } as const
+  yield { ...step, state: "started" }
+  const startedMs = clock()
+  let blobs: readonly LayerBlob[] | null
+  try {
+    blobs = await engine.layerBlobs({ id: base.id, platform }, signal)
+  } catch (error) {
+    throw unreadableBase(error, signal)
+  }
+  if (blobs?.length !== base.layers.length) {
+    throw new CannotAssemble("the engine does not tell the layers of the base image")
+  }
+  await rememberBlobs(base.id, blobs, options)
+  yield { ...step, state: "done", durationMs: clock() - startedMs }
+  return { store, blobs }
+}
+
+/** An engine was seen to hand out 40 MB/s, and the manifest is anywhere in it. */
+const MOST_BASE_BYTES = 1 << 30
+
+/** Null for an image whose manifest nobody has seen here. */
+async function knownBlobs(
+  { id }: Pick<ImageInfo, "id">,
+  { cache }: Assembling,
+): Promise<readonly LayerBlob[] | null> {
+  const kept = await cache.read(`blobs ${id}`, "1")
+  return kept === null ? null : (JSON.parse(kept) as readonly LayerBlob[]) // as written below
+}
+
+async function rememberBlobs(id: string, blobs: readonly LayerBlob[], { cache }: Assembling): Promise<void> {
+  await cache.write(`blobs ${id}`, "1", JSON.stringify(blobs))
+}
+
+async function endOf(
+  { layers, describe }: Loading,
+  below: Below,
+  digests: readonly string[],
+): Promise<ArchiveEnd> {
+  const digestAt = (index: number): string => digests[index] ?? ""
+  const config = describe(layers.map(({ createdBy }, index) => ({ createdBy, digest: digestAt(index) })))
+  const sent = layers.map(async (layer, index): Promise<SentLayer> => {
+    return { file: layerFile(index), digest: digestAt(index), size: await layerBytes(layer) }
+  })
+  return archiveEnd(config, below, await Promise.all(sent))
 }
 
 function* cachedSteps(layers: readonly Layer[]): Generator<BuildEvent> {
@@ -303,23 +373,32 @@ async function knownDigests(
  * was never counted is counted here if that may spare sending it; `known` learns it.
  */
 async function presentLayers(
-  { layers, below, replaced }: Loading,
+  { layers, replaced }: Loading,
+  below: Below,
   known: (string | null)[],
-  { engine, cache, signal }: Assembling,
+  options: Assembling,
 ): Promise<number> {
-  const isFound = (image: ImageInfo | null): image is ImageInfo => image !== null
-  const inspectAll = async (references: readonly string[]): Promise<ImageInfo[]> =>
-    (await Promise.all(references.map((reference) => engine.inspect(reference, signal)))).filter(isFound)
+  const { engine, cache, signal } = options
+  const inspectAll = async (references: readonly string[]): Promise<Kept[]> => {
+    const asked = references.map(async (reference): Promise<Kept[]> => {
+      const image = await engine.inspect(reference, signal)
+      if (image === null) return []
+      // The same layer can be another blob in an image from elsewhere: only of our own it is known which one.
+      const blobs = below.store === "layers" ? null : ((await knownBlobs(image, options)) ?? [])
+      return [{ labels: labelsOf(image), layers: blobs?.map(({ digest }) => digest) ?? image.layers }]
+    })
+    return (await Promise.all(asked)).flat()
+  }
   let count = 0
   /** Goes on counting with these images. */
-  const countWith = async (images: readonly ImageInfo[]): Promise<void> => {
+  const countWith = async (images: readonly Kept[]): Promise<void> => {
     for (; count < layers.length; count++) {
       const layer = layers[count]
-      const start = [...below, ...known.slice(0, count)]
+      const start = [...digestsOf(below), ...known.slice(0, count)]
       const alike = images.filter((image) => start.every((digest, index) => image.layers[index] === digest))
       if (layer === undefined) return
       const worth = alike.filter(
-        (image) => image.layers.length > start.length && mayHold(labelsOf(image), layer),
+        (image) => image.layers.length > start.length && mayHold(image.labels, layer),
       )
       if (worth.length === 0) return
       if (known[count] === null) {
@@ -340,6 +419,12 @@ async function presentLayers(
   return count
 }
 
+/** An image of the engine, and its layers by the digests under which they are kept. */
+interface Kept {
+  readonly labels: Readonly<Record<string, string>>
+  readonly layers: readonly string[]
+}
+
 /** More are not asked for their layers; asking takes a millisecond each. */
 const MOST_IMAGES = 32
 
@@ -356,15 +441,17 @@ function labelsOf({ config }: Pick<ImageInfo, "config">): Record<string, string>
 /** Sends the layers above the first `present` ones, and the config. */
 async function* send(
   job: Loading,
+  below: Below,
   known: readonly (string | null)[],
   present: number,
-  { engine, cache, signal, clock }: Assembling,
+  options: Assembling,
 ): AsyncGenerator<BuildEvent, string> {
-  const { layers, below, describe } = job
+  const { engine, cache, signal, clock } = options
+  const { layers } = job
   const events = new Channel<BuildEvent>()
   const leave = new AbortController()
   const either = signal === undefined ? leave.signal : AbortSignal.any([signal, leave.signal])
-  let imageId = ""
+  let end: ArchiveEnd | undefined
   let sentMs = 0
   const loadStep = { type: "step", step: "load", name: "load into the engine" } as const
   async function* archiveEntries(): AsyncGenerator<TarEntry> {
@@ -383,23 +470,15 @@ async function* send(
         toldBytes = current
         events.push({ type: "progress", step: step.step, name: layer.name, current, total: size })
       })
-      yield { header: fileHeader(layerFile(index), size), body }
+      yield { header: { type: "file", name: layerFile(index), mode: 0o644, size }, body }
       const digest = counter.digest()
       if (digest !== known[index]) await rememberDigest(layer, cache, digest)
       digests.push(digest)
       events.push({ ...step, state: "done", durationMs: clock() - startedMs })
     }
     // At the end, since only now all digests are known for certain.
-    const config = describe(written(layers, digests.map(String)))
-    imageId = config.id
-    const configFile = `${config.id.slice("sha256:".length)}.json`
-    const files = [
-      ...below.map((_, index) => `below/${index}.tar`),
-      ...layers.map((_, index) => layerFile(index)),
-    ]
-    const manifest = Buffer.from(JSON.stringify([{ Config: configFile, RepoTags: null, Layers: files }]))
-    yield { header: fileHeader(configFile, config.bytes.length), body: [config.bytes] }
-    yield { header: fileHeader("manifest.json", manifest.length), body: [manifest] }
+    end = await endOf(job, below, digests.map(String))
+    yield* end.entries
     sentMs = clock()
     events.push({ ...loadStep, state: "started" })
   }
@@ -421,15 +500,13 @@ async function* send(
     if (!events.ended) leave.abort()
     await loaded
   }
-  return imageId
+  if (end === undefined) throw new Error("an archive is sent to its end")
+  if (below.store === "blobs") await rememberBlobs(end.id, end.blobs, options)
+  return end.id
 }
 
 function layerFile(index: number): string {
   return `layers/${index}.tar`
-}
-
-function fileHeader(name: string, size: number): TarHeader {
-  return { type: "file", name, mode: 0o644, size }
 }
 
 /** Passes chunks on, and tells of each, with how many bytes came so far. */

@@ -72,8 +72,21 @@ export interface EngineInfo {
   readonly apiVersion: string
   readonly os: string
   readonly arch: string
+  /**
+   * How it keeps images: `layers` as they were unpacked, an image known by its config; or `blobs` as registries have
+   * them, an image known by its manifest (containerd's image store).
+   */
+  readonly store: "layers" | "blobs"
   /** Why it cannot take an image without the layers that it has already; null where nothing speaks against it. */
   readonly noPartialLoads: string | null
+}
+
+/** A layer as registries and containerd keep it: an entry of an image's manifest. */
+export interface LayerBlob {
+  readonly mediaType: string
+  /** Of the blob, which may be compressed. */
+  readonly digest: string
+  readonly size: number
 }
 
 /** An image of the engine. */
@@ -162,9 +175,14 @@ export interface ImageEngine extends ImageBuilder {
     read: (tar: Readable) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<(T | null)[]>
+  /** The layers of an image as its manifest names them, the base first; null where the engine does not tell. */
+  layerBlobs(
+    image: { readonly id: string; readonly platform: Platform },
+    signal?: AbortSignal,
+  ): Promise<readonly LayerBlob[] | null>
   /**
    * Takes an archive as `docker save` writes it; layers that the engine has may be missing from it. Tells how far the
-   * engine is. Throws LoadRefused when the engine does not want this archive.
+   * engine is. Throws LoadRefused when the engine does not want this archive; then no image of it stays.
    */
   load(
     archive: Readable,

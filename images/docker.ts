@@ -8,6 +8,7 @@ import type { Agent as HttpAgent } from "node:http"
 import { Agent } from "node:https"
 import { createRequire } from "node:module"
 import path from "node:path"
+import { addAbortSignal } from "node:stream"
 import type { Readable } from "node:stream"
 import type Docker from "dockerode"
 import type { DockerOptions, DockerVersion, ImageBuildOptions } from "dockerode"
@@ -21,6 +22,7 @@ import type {
   ImageEngine,
   ImageInfo,
   ImageSummary,
+  LayerBlob,
   PushProgress,
 } from "./builder.ts"
 import { BuildText } from "./build-text.ts"
@@ -31,6 +33,7 @@ import type { Connection } from "./connection.ts"
 import type { BuildContext } from "./context.ts"
 import { findCredentials } from "./credentials.ts"
 import type { RegistryAuth } from "./credentials.ts"
+import { readLayerBlobs } from "./image-archive.ts"
 import type { Platform } from "./plan.ts"
 import { registryOf, splitReference } from "./reference.ts"
 import { sshAgent } from "./ssh.ts"
@@ -118,8 +121,13 @@ class DockerBuilder implements ImageEngine {
         `the Docker Engine at ${where} is ${Version} (API ${ApiVersion}); 20.10 (API ${OLDEST_API}) or newer is needed`,
       )
     }
-    const reason = noPartialLoads(version, info)
-    return { version: Version, apiVersion: ApiVersion, os: Os, arch: Arch, noPartialLoads: reason }
+    return {
+      version: Version,
+      apiVersion: ApiVersion,
+      os: Os,
+      arch: Arch,
+      ...howImagesAreKept(version, info),
+    }
   }
 
   async *ensureImage(
@@ -289,12 +297,27 @@ class DockerBuilder implements ImageEngine {
     }
   }
 
+  async layerBlobs(
+    image: { readonly id: string; readonly platform: Platform },
+    signal?: AbortSignal,
+  ): Promise<readonly LayerBlob[] | null> {
+    const docker = await this.#client()
+    const archive = (await this.#ask(signal, () => docker.getImage(image.id).get())) as Readable
+    try {
+      return await readLayerBlobs(signal === undefined ? archive : addAbortSignal(signal, archive), image)
+    } catch (error) {
+      signal?.throwIfAborted()
+      throw this.#connectionError(error)
+    }
+  }
+
   async *load(
     archive: Readable,
     { signal }: { signal?: AbortSignal | undefined },
   ): AsyncGenerator<{ name: string; current: number; total: number }, void> {
     const docker = await this.#client()
     let broken: Error | undefined
+    let loaded: string | undefined
     archive.once("error", (error) => {
       broken = error
     })
@@ -304,6 +327,13 @@ class DockerBuilder implements ImageEngine {
       )
       for await (const message of messages(stream)) {
         if (message.error !== undefined) throw new LoadRefused(message.error)
+        loaded ??= /^Loaded image ID: (\S+)/.exec(message.stream ?? "")?.[1]
+        // containerd's image store: said as if it were good news.
+        const unpacking = /^Error unpacking image \S+: (.*)/.exec(message.stream ?? "")?.[1]
+        if (unpacking !== undefined) {
+          if (loaded !== undefined) await this.#removeNameless(loaded)
+          throw new LoadRefused(unpacking)
+        }
         const { current, total } = message.progressDetail ?? {}
         if (message.id !== undefined && current !== undefined) {
           yield { name: message.id, current, total: total ?? 0 }
@@ -322,6 +352,14 @@ class DockerBuilder implements ImageEngine {
     } finally {
       archive.destroy()
     }
+  }
+
+  /** An image that somebody gave a name stays. */
+  async #removeNameless(imageId: string): Promise<void> {
+    const docker = await this.#client()
+    const image = docker.getImage(imageId)
+    const found = await orNull(image.inspect())
+    if (found?.RepoTags.length === 0) await orNull(image.remove())
   }
 
   async *push(
@@ -483,18 +521,18 @@ async function orNull<T>(asked: Promise<T>): Promise<T | null> {
   }
 }
 
-/** What an engine says of itself that makes it read all layers of an archive, whether it has them or not. */
-function noPartialLoads(version: unknown, info: unknown): string | null {
+/** As an engine says of itself. */
+function howImagesAreKept(version: unknown, info: unknown): Pick<EngineInfo, "store" | "noPartialLoads"> {
   const { Components } = version as { Components?: { Name?: string }[] | null }
   if (Components?.some(({ Name }) => Name !== undefined && /podman/i.test(Name)) === true) {
-    return "Podman takes whole images only"
+    return { store: "layers", noPartialLoads: "Podman takes whole images only" }
   }
-  if (info === null) return "the engine does not tell how it keeps its images"
+  if (info === null) {
+    return { store: "layers", noPartialLoads: "the engine does not tell how it keeps its images" }
+  }
   const { DriverStatus } = info as { DriverStatus?: [string, string][] | null }
-  if (DriverStatus?.some(([, value]) => value.startsWith("io.containerd.snapshotter")) === true) {
-    return "the engine keeps its images in containerd, which takes whole images only"
-  }
-  return null
+  const isContainerd = DriverStatus?.some(([, value]) => value.startsWith("io.containerd.snapshotter"))
+  return { store: isContainerd === true ? "blobs" : "layers", noPartialLoads: null }
 }
 
 // Connection ----------------------------------------------------------------------------------------------------

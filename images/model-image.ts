@@ -99,7 +99,8 @@ async function* loadModel(
   const imageId = yield* loadImage(
     {
       layers: [layer],
-      below: below.layers,
+      base: base ?? null,
+      platform,
       replaced,
       describe: (written) => {
         digest = written[0]?.digest ?? ""

@@ -20,7 +20,7 @@ import { planImage } from "../../images/plan.ts"
 import type { ImagePlan, LayerPlan } from "../../images/plan.ts"
 import { findLeftovers, removeLeftovers } from "../../images/prune.ts"
 import { tarStream } from "../../images/tar.ts"
-import { MemoryEngine } from "./memory-engine.ts"
+import { BlobEngine, MemoryEngine } from "./memory-engine.ts"
 import { bentoOf, modelOf, planned, planOptions, temporaryFolder, writeFiles } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
@@ -219,6 +219,80 @@ describe("assembling an image", () => {
     assert.ok(stopped)
     assert.deepEqual([...given.engine.tags.keys()], [BASE])
   })
+})
+
+describe("an engine that keeps its images as blobs", () => {
+  const blobWorld = async () => {
+    const given = await world()
+    const engine = new BlobEngine()
+    const baseId = engine.addBase(BASE)
+    return { ...given, engine, baseId }
+  }
+
+  test("gets the layers that it lacks as they are, on the blobs of the base, whose manifest is asked for once", async () => {
+    const given = await blobWorld()
+    const { engine, baseId } = given
+    const first = await run(given, planOf(given))
+    assert.deepEqual(states(first.events).slice(0, 2), ["the done", "runtime done"])
+    assert.equal(engine.tags.get("iris_classifier:latest"), first.id)
+    const layers = engine.manifests.get(first.id) ?? []
+    assert.deepEqual(layers[0], engine.manifests.get(baseId)?.[0])
+    assert.deepEqual(
+      layers.slice(1).map(({ digest }) => digest),
+      engine.find(first.id)?.rootfs.diff_ids.slice(1),
+    )
+    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    const { sent } = await run(given, planOf(given))
+    assert.deepEqual(sent, ["layers/2.tar", "layers/3.tar"])
+    assert.deepEqual(engine.asked, [baseId])
+    assert.deepEqual((await run(given, planOf(given))).sent, [], "the image is there")
+  })
+
+  test("gives the same image the same id", async () => {
+    const [one, other] = [await blobWorld(), await blobWorld()]
+    assert.equal((await run(one, planOf(one))).id, (await run(other, planOf(other))).id)
+  })
+
+  test("is sent a layer again if the image that has it came from elsewhere: there it may be another blob", async () => {
+    const given = await blobWorld()
+    await run(given, planOf(given))
+    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    assert.equal((await run({ ...given, home: fresh() }, planOf(given))).sent.length, 4)
+  })
+
+  test("and lost one gets all of them once", async () => {
+    const given = await blobWorld()
+    const { engine, baseId } = given
+    await run(given, planOf(given))
+    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    for (const digest of engine.blobs) {
+      if (digest !== engine.manifests.get(baseId)?.[0]?.digest) engine.blobs.delete(digest)
+    }
+    assert.equal((await run(given, planOf(given))).sent.length, 2 + 4)
+  })
+
+  for (const [what, change] of [
+    ["tells no manifest", (engine: BlobEngine) => engine.manifests.clear()],
+    ["tells another number of layers", (engine: BlobEngine, id: string) => engine.manifests.set(id, [])],
+    ["lost the base's blob", (engine: BlobEngine) => engine.blobs.clear()],
+    [
+      "would have to hand out a large base",
+      (engine: BlobEngine) => {
+        const inspect = engine.inspect.bind(engine)
+        engine.inspect = async (reference) => {
+          const found = await inspect(reference)
+          return found && { ...found, sizeBytes: 3e9 }
+        }
+      },
+    ],
+  ] as const) {
+    test(`and ${what} cannot be assembled for`, async () => {
+      const given = await blobWorld()
+      change(given.engine, given.baseId)
+      await assert.rejects(run(given, planOf(given)), CannotAssemble)
+      assert.deepEqual([...given.engine.tags.keys()], [BASE])
+    })
+  }
 })
 
 describe("an engine that is not what it seems", () => {

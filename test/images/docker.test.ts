@@ -101,27 +101,33 @@ describe("the engine", () => {
       apiVersion: "1.41",
       os: "linux",
       arch: "amd64",
+      store: "layers",
       noPartialLoads: null,
     })
   })
 
-  for (const [what, version, info, reason] of [
+  for (const [what, version, info, store, reason] of [
     [
-      "containerd",
-      { ApiVersion: "1.41" },
-      { DriverStatus: [["driver-type", "io.containerd.snapshotter.v1"]] },
-      /containerd/,
-    ],
-    [
-      "Podman",
+      "is Podman",
       { ApiVersion: "1.41", Components: [{ Name: "Podman Engine" }] },
-      { DriverStatus: null },
+      json({ DriverStatus: null }),
+      "layers",
       /Podman/,
     ],
+    ["does not tell how it keeps images", { ApiVersion: "1.41" }, json({}, 403), "layers", /does not tell/],
+    [
+      "keeps its images in containerd",
+      { ApiVersion: "1.52" },
+      json({ DriverStatus: [["driver-type", "io.containerd.snapshotter.v1"]] }),
+      "blobs",
+      /^$/,
+    ],
   ] as const) {
-    test(`that keeps its images in ${what} says that it takes no partial loads`, async () => {
-      const env = await engine({ "GET /version": json(version), "GET /info": json(info) })
-      assert.match((await createDockerBuilder(env).ping()).noPartialLoads ?? "", reason)
+    test(`that ${what} is asked what it takes, not guessed`, async () => {
+      const env = await engine({ "GET /version": json(version), "GET /info": info })
+      const found = await createDockerBuilder(env).ping()
+      assert.equal(found.store, store)
+      assert.match(found.noPartialLoads ?? "", reason)
     })
   }
 
@@ -446,8 +452,36 @@ describe("loading an image", () => {
     })
   }
 
+  test("that containerd cannot unpack is refused, and the image removed unless it has a name", async () => {
+    const id = `sha256:${"a".repeat(64)}`
+    for (const [tags, removed] of [
+      [[], [id]],
+      [["iris:1"], []],
+    ] as const) {
+      const asked: string[] = []
+      const env = await engine({
+        "POST /images/load": lines(
+          { stream: `Loaded image ID: ${id}\n` },
+          { stream: `Error unpacking image ${id}: content digest sha256:0: not found\n` },
+        ),
+        [`GET /images/${id}/json`]: json({ Id: id, RepoTags: tags }),
+        [`DELETE /images/${id}`]: (request, response) => {
+          asked.push(id)
+          json([])(request, response)
+        },
+      })
+      const told = createDockerBuilder(env).load(Readable.from([Buffer.alloc(1024)]), {})
+      await assert.rejects(
+        told.next(),
+        (error) => error instanceof LoadRefused && /^content digest .* not found$/.test(error.message),
+      )
+      assert.deepEqual(asked, removed)
+    }
+  })
+
   test("that fills the engine's disk is ENGINE_DISK_FULL", async () => {
     for (const answer of [
+      lines({ stream: "Error unpacking image x: write /x: no space left on device\n" }),
       lines({ error: "Error processing tar file(exit status 1): write /x: no space left on device" }),
       json({ message: "write /x: no space left on device" }, 500),
     ]) {

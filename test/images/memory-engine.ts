@@ -12,6 +12,7 @@ import type {
   ImageEngine,
   ImageInfo,
   ImageSummary,
+  LayerBlob,
   PushProgress,
 } from "../../images/builder.ts"
 import type { BuildContext } from "../../images/context.ts"
@@ -51,7 +52,14 @@ export class MemoryEngine implements ImageEngine {
     "/home": { mode: 0o755 },
     "/opt": { mode: 0o755 },
   }
-  info: EngineInfo = { version: "1", apiVersion: "1", os: "linux", arch: "amd64", noPartialLoads: null }
+  info: EngineInfo = {
+    version: "1",
+    apiVersion: "1",
+    os: "linux",
+    arch: "amd64",
+    store: "layers",
+    noPartialLoads: null,
+  }
 
   /** Puts an image with one layer that holds nothing of interest. */
   addBase(reference: string, config: Record<string, unknown> = {}, architecture = "amd64"): string {
@@ -183,10 +191,14 @@ export class MemoryEngine implements ImageEngine {
     )
   }
 
-  async *load(
+  async layerBlobs(_image: { id: string }): Promise<readonly LayerBlob[] | null> {
+    throw new Error("it keeps no blobs")
+  }
+
+  protected async readArchive(
     archive: Readable,
-    { signal }: { signal?: AbortSignal | undefined },
-  ): AsyncGenerator<{ name: string; current: number; total: number }, void> {
+    signal: AbortSignal | undefined,
+  ): Promise<ReadonlyMap<string, Buffer>> {
     const files = new Map<string, Buffer>()
     const reader = extract()
     archive.on("error", (error) => reader.destroy(error))
@@ -197,6 +209,14 @@ export class MemoryEngine implements ImageEngine {
     }
     const bytes = [...files.values()].reduce((sum, file) => sum + file.length, 0)
     this.loads.push({ files: [...files.keys()], bytes })
+    return files
+  }
+
+  async *load(
+    archive: Readable,
+    { signal }: { signal?: AbortSignal | undefined },
+  ): AsyncGenerator<{ name: string; current: number; total: number }, void> {
+    const files = await this.readArchive(archive, signal)
     const [manifest] = JSON.parse(String(files.get("manifest.json"))) as [
       { Config: string; Layers: string[] },
     ]
@@ -248,5 +268,51 @@ export class MemoryEngine implements ImageEngine {
     this.tags.delete(reference)
     if (![...this.tags.values()].includes(id)) this.images.delete(id)
     return true
+  }
+}
+
+/** An engine that keeps its images in containerd: blobs and manifests, whatever their files are called. */
+export class BlobEngine extends MemoryEngine {
+  override info: EngineInfo = { ...new MemoryEngine().info, store: "blobs" }
+  readonly blobs = new Set<string>()
+  readonly manifests = new Map<string, readonly LayerBlob[]>()
+  /** Ids of images whose manifest was asked for. */
+  readonly asked: string[] = []
+
+  /** Its layer is packed, as those from registries are. */
+  override addBase(...args: Parameters<MemoryEngine["addBase"]>): string {
+    const id = super.addBase(...args)
+    const digest = sha256(`packed ${id}`)
+    this.blobs.add(digest)
+    this.manifests.set(id, [{ mediaType: "application/vnd.oci.image.layer.v1.tar+gzip", digest, size: 7 }])
+    return id
+  }
+
+  override async layerBlobs({ id }: { id: string }): Promise<readonly LayerBlob[] | null> {
+    this.asked.push(id)
+    return this.manifests.get(id) ?? null
+  }
+
+  override async *load(
+    archive: Readable,
+    { signal }: { signal?: AbortSignal | undefined },
+  ): AsyncGenerator<{ name: string; current: number; total: number }, void> {
+    const files = await this.readArchive(archive, signal)
+    yield* []
+    const sent = new Map([...files.values()].map((bytes) => [sha256(bytes), bytes]))
+    if (!files.has("oci-layout")) throw new LoadRefused("unrecognized image format")
+    const read = <T>(bytes: Buffer | undefined): T => JSON.parse(String(bytes)) as T
+    const [target] = read<{ manifests: [{ digest: string }] }>(files.get("index.json")).manifests
+    const manifest = read<{ config: { digest: string }; layers: LayerBlob[] }>(sent.get(target.digest))
+    for (const { digest, size } of manifest.layers) {
+      const bytes = sent.get(digest)
+      if (bytes === undefined && !this.blobs.has(digest)) {
+        throw new LoadRefused(`content digest ${digest}: not found`)
+      }
+      if (bytes !== undefined && bytes.length !== size) throw new LoadRefused(`${digest} has another size`)
+    }
+    for (const { digest } of manifest.layers) this.blobs.add(digest)
+    this.manifests.set(target.digest, manifest.layers)
+    this.images.set(target.digest, read<Config>(sent.get(manifest.config.digest)))
   }
 }
