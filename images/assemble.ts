@@ -9,7 +9,7 @@ import { createHash } from "node:crypto"
 import type { Readable } from "node:stream"
 import { extract } from "tar-stream"
 import { BentoError, BuildError } from "../store/errors.ts"
-import { LoadRefused } from "./builder.ts"
+import { LoadRefused, platformOf } from "./builder.ts"
 import type {
   BuildEvent,
   HistoryEntry,
@@ -110,7 +110,7 @@ async function* ensureFoundation(
   const bases: ImageInfo[] = []
   for (const reference of plan.baseImages) {
     yield* engine.ensureImage(reference, { platform, pull, signal })
-    bases.push(await existing(engine, reference, signal))
+    bases.push(await existing(reference, options, platform))
   }
   const base = bases.at(-1)
   if (base === undefined) throw new Error("a plan has a base image")
@@ -133,7 +133,7 @@ async function* ensureFoundation(
   ])
   const digest = createHash("sha256").update(dependsOn).digest("hex")
   const reference = `${FOUNDATION_REPOSITORY}:${digest.slice(0, 32)}`
-  const found = noCache === true ? null : await engine.inspect(reference, signal)
+  const found = noCache === true ? null : await engine.inspect(reference, signal, platform)
   if (found !== null) {
     const step = { type: "step", step: reference, name: `foundation ${reference}` } as const
     yield { ...step, state: "started" }
@@ -142,7 +142,7 @@ async function* ensureFoundation(
   }
   const labels = { [FOUNDATION_LABEL]: digest }
   yield* engine.build(context, { tags: [reference], platform, labels, ...steps, signal })
-  return existing(engine, reference, signal)
+  return existing(reference, options, platform)
 }
 
 /** Those for steps alone. */
@@ -151,13 +151,16 @@ export function stepOptions({ noCache, cacheFrom, buildArgs, network }: StepOpti
 }
 
 async function existing(
-  engine: ImageEngine,
   reference: string,
-  signal: AbortSignal | undefined,
+  { engine, signal }: Assembling,
+  platform: Platform,
 ): Promise<ImageInfo> {
-  const found = await engine.inspect(reference, signal)
-  if (found !== null) return found
-  throw new BuildError(`the image ${reference} was in the engine a moment ago, and is gone`)
+  const found = await engine.inspect(reference, signal, platform)
+  if (found === null) {
+    throw new BuildError(`the image ${reference} was in the engine a moment ago, and is gone`)
+  }
+  if (platformOf(found) === platform) return found
+  throw new CannotAssemble(`of ${reference} the engine shows what is for ${platformOf(found)} alone`)
 }
 
 /** It is about the foundation, not about what lies on it. */
@@ -183,7 +186,7 @@ const FOLDERS = [RUNTIME_PATH, BENTO_PATH].flatMap((target) => {
 
 /** Asked once for each image: it takes a container that is made and never started. */
 async function factsOf(image: ImageInfo, plan: ImagePlan, options: Assembling): Promise<Facts> {
-  const name = `base ${image.id}`
+  const name = `base ${image.id} ${plan.platform}`
   const kept = await options.cache.read(name, "1")
   const facts = kept === null ? await askFacts(image, plan, options) : (JSON.parse(kept) as RawFacts) // as written below
   if (kept === null) await options.cache.write(name, "1", JSON.stringify(facts))
@@ -210,10 +213,9 @@ async function askFacts(
   { engine, signal }: Assembling,
 ): Promise<RawFacts> {
   try {
-    const [found, history] = await Promise.all([
-      engine.readPaths({ id: image.id, platform }, FOLDERS, readFolder, signal),
-      engine.history(image.id, signal),
-    ])
+    const found = await engine.readPaths({ id: image.id, platform }, FOLDERS, readFolder, signal)
+    // Afterwards: what is for another platform may only now be unpacked, and its sizes known.
+    const history = await engine.history(image.id, signal, platform)
     return { folders: FOLDERS.map((folder, index) => [folder, found[index] ?? null]), history }
   } catch (error) {
     throw unreadableBase(error, signal)
@@ -293,7 +295,7 @@ async function* layersBelow(
   const { store } = await engine.ping(signal)
   if (store === "layers") return { store, digests: base?.layers ?? [] }
   if (base === null) return { store, blobs: [] }
-  const kept = await knownBlobs(base, options)
+  const kept = await knownBlobs(base.id, platform, options)
   if (kept !== null) return { store, blobs: kept }
   if (base.sizeBytes > MOST_BASE_BYTES) {
     throw new CannotAssemble("the engine would have to hand out the whole base image once, which is large")
@@ -314,7 +316,7 @@ async function* layersBelow(
   if (blobs?.length !== base.layers.length) {
     throw new CannotAssemble("the engine does not tell the layers of the base image")
   }
-  await rememberBlobs(base.id, blobs, options)
+  await rememberBlobs(base.id, platform, blobs, options)
   yield { ...step, state: "done", durationMs: clock() - startedMs }
   return { store, blobs }
 }
@@ -322,17 +324,23 @@ async function* layersBelow(
 /** An engine was seen to hand out 40 MB/s, and the manifest is anywhere in it. */
 const MOST_BASE_BYTES = 1 << 30
 
-/** Null for an image whose manifest nobody has seen here. */
+/** Null for an image whose manifest nobody has seen here. One id may stand for several platforms. */
 async function knownBlobs(
-  { id }: Pick<ImageInfo, "id">,
+  id: string,
+  platform: Platform,
   { cache }: Assembling,
 ): Promise<readonly LayerBlob[] | null> {
-  const kept = await cache.read(`blobs ${id}`, "1")
+  const kept = await cache.read(`blobs ${id} ${platform}`, "1")
   return kept === null ? null : (JSON.parse(kept) as readonly LayerBlob[]) // as written below
 }
 
-async function rememberBlobs(id: string, blobs: readonly LayerBlob[], { cache }: Assembling): Promise<void> {
-  await cache.write(`blobs ${id}`, "1", JSON.stringify(blobs))
+async function rememberBlobs(
+  id: string,
+  platform: Platform,
+  blobs: readonly LayerBlob[],
+  { cache }: Assembling,
+): Promise<void> {
+  await cache.write(`blobs ${id} ${platform}`, "1", JSON.stringify(blobs))
 }
 
 async function endOf(
@@ -373,7 +381,7 @@ async function knownDigests(
  * was never counted is counted here if that may spare sending it; `known` learns it.
  */
 async function presentLayers(
-  { layers, replaced }: Loading,
+  { layers, platform, replaced }: Loading,
   below: Below,
   known: (string | null)[],
   options: Assembling,
@@ -384,7 +392,7 @@ async function presentLayers(
       const image = await engine.inspect(reference, signal)
       if (image === null) return []
       // The same layer can be another blob in an image from elsewhere: only of our own it is known which one.
-      const blobs = below.store === "layers" ? null : ((await knownBlobs(image, options)) ?? [])
+      const blobs = below.store === "layers" ? null : ((await knownBlobs(image.id, platform, options)) ?? [])
       return [{ labels: labelsOf(image), layers: blobs?.map(({ digest }) => digest) ?? image.layers }]
     })
     return (await Promise.all(asked)).flat()
@@ -501,7 +509,7 @@ async function* send(
     await loaded
   }
   if (end === undefined) throw new Error("an archive is sent to its end")
-  if (below.store === "blobs") await rememberBlobs(end.id, end.blobs, options)
+  if (below.store === "blobs") await rememberBlobs(end.id, job.platform, end.blobs, options)
   return end.id
 }
 

@@ -104,6 +104,10 @@ export interface ImageInfo {
   readonly sizeBytes: number
 }
 
+export function platformOf({ os, architecture }: Pick<ImageInfo, "os" | "architecture">): string {
+  return `${os}/${architecture}`
+}
+
 export interface ImageSummary {
   readonly id: string
   /** Empty for an image that no name leads to. */
@@ -160,9 +164,12 @@ export interface ImageBuilder {
 
 /** A builder that also lets us see and change what images it has. All methods fail as those of `ImageBuilder`. */
 export interface ImageEngine extends ImageBuilder {
-  /** Null when there is no such image. */
-  inspect(reference: string, signal?: AbortSignal): Promise<ImageInfo | null>
-  history(imageId: string, signal?: AbortSignal): Promise<HistoryEntry[]>
+  /**
+   * Null when there is no such image. Of an image that is kept for several platforms under one id, the one of
+   * `platform` is told if the engine has it.
+   */
+  inspect(reference: string, signal?: AbortSignal, platform?: Platform): Promise<ImageInfo | null>
+  history(imageId: string, signal?: AbortSignal, platform?: Platform): Promise<HistoryEntry[]>
   /** The images that carry a label, the newest first. */
   list(label: string, signal?: AbortSignal): Promise<ImageSummary[]>
   /**

@@ -301,7 +301,7 @@ export async function* containerizeModel(options: ModelContainerOptions): AsyncG
   const tags = imageNames(options.tags ?? [formatTag(model.tag)])
   await engine.ping(signal)
   if (baseImage !== undefined) yield* engine.ensureImage(baseImage, { platform, signal })
-  const base = baseImage === undefined ? null : await engine.inspect(baseImage, signal)
+  const base = baseImage === undefined ? null : await engine.inspect(baseImage, signal, platform)
   const stored = { model, dir: store.dir(model.tag) }
   const { imageId } = yield* modelImage(stored, tags, { ...how, platform, base: base ?? undefined })
   const sizeBytes = await engine.sizeOf(imageId, signal)

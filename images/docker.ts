@@ -11,9 +11,9 @@ import path from "node:path"
 import { addAbortSignal } from "node:stream"
 import type { Readable } from "node:stream"
 import type Docker from "dockerode"
-import type { DockerOptions, DockerVersion, ImageBuildOptions } from "dockerode"
+import type { DockerOptions, DockerVersion, ImageBuildOptions, ImageInspectInfo } from "dockerode"
 import { BentoError, BuildError } from "../store/errors.ts"
-import { LoadRefused, PushRefused } from "./builder.ts"
+import { LoadRefused, platformOf, PushRefused } from "./builder.ts"
 import type {
   BuildEvent,
   BuildOptions,
@@ -135,8 +135,8 @@ class DockerBuilder implements ImageEngine {
     options: { platform: Platform; pull?: boolean | undefined; signal?: AbortSignal | undefined },
   ): AsyncGenerator<BuildEvent> {
     const docker = await this.#client()
-    const found = await this.inspect(reference, options.signal)
-    const isThere = found !== null && `${found.os}/${found.architecture}` === options.platform
+    const found = await this.inspect(reference, options.signal, options.platform)
+    const isThere = found !== null && platformOf(found) === options.platform
     if (isThere && options.pull !== true) return
     const step = `pull ${reference}`
     yield { type: "step", step, name: step, state: "started" }
@@ -216,40 +216,59 @@ class DockerBuilder implements ImageEngine {
   async sizeOf(imageId: string, signal?: AbortSignal): Promise<number> {
     const docker = await this.#client()
     const image = await this.#ask(signal, () => docker.getImage(imageId).inspect())
-    return image.Size
+    if ((await this.ping(signal)).store === "layers") return image.Size
+    // containerd's image store counts layers as they are packed, newer ones both ways. What is for another platform
+    // may lie there packed alone, and then has no size in the history.
+    const sizes = (await this.history(imageId, signal))
+      .map((line) => line.sizeBytes)
+      .filter((size) => size > 0)
+    const isUnpacked = sizes.length >= (image.RootFS.Layers?.length ?? 0)
+    return isUnpacked ? sizes.reduce((sum, size) => sum + size, 0) : image.Size
   }
 
-  async inspect(reference: string, signal?: AbortSignal): Promise<ImageInfo | null> {
-    const docker = await this.#client()
-    const found = await this.#ask(signal, () => orNull(docker.getImage(reference).inspect()))
-    if (found === null) return null
-    // The type lacks what is there only at times, and promises what an answer of another engine may lack.
-    const { Variant, RootFS, RepoDigests } = found as {
-      Variant?: string
-      RootFS?: { Layers?: string[] }
-      RepoDigests?: string[] | null
+  async inspect(reference: string, signal?: AbortSignal, platform?: Platform): Promise<ImageInfo | null> {
+    const ask = async (of?: Platform): Promise<ImageInfo | null> => {
+      const found = await orNull(this.#askOfImage<ImageInspectInfo>(`${reference}/json`, signal, of))
+      return found === null ? null : infoOf(found)
     }
-    return {
-      id: found.Id,
-      os: found.Os,
-      architecture: found.Architecture,
-      variant: Variant === undefined || Variant === "" ? null : Variant,
-      layers: RootFS?.Layers ?? [],
-      config: { ...found.Config },
-      repoDigests: RepoDigests ?? [],
-      sizeBytes: found.Size,
-    }
+    const found = await ask()
+    if (found === null || platform === undefined || platformOf(found) === platform) return found
+    const other = await ask(platform)
+    // Engines before 28 look past the question.
+    return other !== null && platformOf(other) === platform ? { ...other, id: found.id } : found
   }
 
-  async history(imageId: string, signal?: AbortSignal): Promise<HistoryEntry[]> {
-    const docker = await this.#client()
-    // Its type is any; newest first.
-    const lines = (await this.#ask(signal, () => docker.getImage(imageId).history())) as HistoryLine[]
+  async history(imageId: string, signal?: AbortSignal, platform?: Platform): Promise<HistoryEntry[]> {
+    // Newest first.
+    const lines = await this.#askOfImage<HistoryLine[]>(`${imageId}/history`, signal, platform)
     return lines
       .map(({ Created, CreatedBy, Comment, Size }) => {
         return { createdS: Created, createdBy: CreatedBy, comment: Comment, sizeBytes: Size }
       })
       .toReversed()
+  }
+
+  /** dockerode has no way to say the platform, of those that an image is kept for. */
+  async #askOfImage<T>(
+    path: string,
+    signal: AbortSignal | undefined,
+    platform: Platform | undefined,
+  ): Promise<T> {
+    const docker = await this.#client()
+    const [os, architecture] = platform?.split("/") ?? []
+    const request = {
+      path: `/images/${path}?`,
+      method: "GET",
+      options: platform === undefined ? {} : { platform: JSON.stringify({ os, architecture }) },
+      statusCodes: { 200: true },
+    }
+    return this.#ask(signal, async () => {
+      const answer = Promise.withResolvers<T>()
+      docker.modem.dial(request, (error, value) =>
+        error === null ? answer.resolve(value as T) : answer.reject(error as Error),
+      )
+      return answer.promise
+    })
   }
 
   async list(label: string, signal?: AbortSignal): Promise<ImageSummary[]> {
@@ -511,6 +530,25 @@ interface HistoryLine {
   readonly Size: number
 }
 
+/** The type lacks what is there only at times, and promises what an answer of another engine may lack. */
+function infoOf(found: ImageInspectInfo): ImageInfo {
+  const { Variant, RootFS, RepoDigests } = found as {
+    Variant?: string
+    RootFS?: { Layers?: string[] }
+    RepoDigests?: string[] | null
+  }
+  return {
+    id: found.Id,
+    os: found.Os,
+    architecture: found.Architecture,
+    variant: Variant === undefined || Variant === "" ? null : Variant,
+    layers: RootFS?.Layers ?? [],
+    config: { ...found.Config },
+    repoDigests: RepoDigests ?? [],
+    sizeBytes: found.Size,
+  }
+}
+
 /** Null for what the engine does not have. */
 async function orNull<T>(asked: Promise<T>): Promise<T | null> {
   try {
@@ -628,6 +666,18 @@ async function* messages(stream: NodeJS.ReadableStream): AsyncGenerator<Message>
 function buildFailure(message: string, failure: BuildFailure, cause?: unknown): BentoError {
   const { step, error, logTail } = failure
   if (isDiskFull(message) || isDiskFull(error)) return diskFull(step ?? "the build", cause ?? message)
+  if (/Get "http:\/\/build-context-\w+"/.test(message)) {
+    return new BentoError(
+      "BUILD_FAILED",
+      "this engine takes no build context while it keeps its images in containerd",
+      {
+        hint:
+          "Docker 28 takes it. On an older one, switch that store off in daemon.json " +
+          '(`{"features": {"containerd-snapshotter": false}}`), or build what has no step to run with `--builder assemble`.',
+        cause: cause ?? message,
+      },
+    )
+  }
   const reason = /exit (?:code:|status) (\d+)\s*$/.exec(error || message)?.[1]
   return new BuildError(
     step === undefined

@@ -91,7 +91,7 @@ export async function inspectImage(
     git: { revision: oci("revision"), url: oci("source") },
     versions: { bentoctl: label("bentoctl.version"), onnxruntime: label("bentoctl.onnxruntime") },
     base: { name: oci("base.name"), digest: oci("base.digest") },
-    sizeBytes: image.sizeBytes,
+    sizeBytes: await engine.sizeOf(image.id, signal),
     layers: layersOf(image, await engine.history(image.id, signal)),
     models: modelsOf(label(MODELS_LABEL)),
     env: variablesOf(image.config["Env"]),

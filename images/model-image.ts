@@ -93,7 +93,7 @@ async function* loadModel(
   const below: Base =
     base === undefined
       ? { os, architecture, variant: null, layers: [], config: {}, history: [] }
-      : { ...base, history: await engine.history(base.id, signal) }
+      : { ...base, history: await engine.history(base.id, signal, platform) }
   const createdAt = rfc3339(model.creationTime)
   let digest = ""
   const imageId = yield* loadImage(

@@ -16,6 +16,7 @@ import type {
   PushProgress,
 } from "../../images/builder.ts"
 import type { BuildContext } from "../../images/context.ts"
+import type { Platform } from "../../images/plan.ts"
 import { tarStream } from "../../images/tar.ts"
 
 export interface Config {
@@ -136,11 +137,13 @@ export class MemoryEngine implements ImageEngine {
     return 42
   }
 
-  async inspect(reference: string): Promise<ImageInfo | null> {
+  /** Every image is there for every platform. */
+  async inspect(reference: string, _signal?: AbortSignal, platform?: Platform): Promise<ImageInfo | null> {
     const id = this.tags.get(reference) ?? reference
     const found = this.images.get(id)
     if (found === undefined) return null
-    const { os, architecture, config, rootfs } = found
+    const { config, rootfs } = found
+    const [os = "", architecture = ""] = platform?.split("/") ?? [found.os, found.architecture]
     return {
       id,
       os,
