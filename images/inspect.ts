@@ -6,6 +6,7 @@ import { BentoError } from "../store/errors.ts"
 import type { Signature, TensorSpec } from "../store/model.ts"
 import { compareText } from "../store/tag.ts"
 import { BENTO_LABEL } from "./assemble.ts"
+import { platformOf } from "./builder.ts"
 import type { HistoryEntry, ImageEngine, ImageInfo } from "./builder.ts"
 import { BENTO_PATH, MODELS_LABEL, RUNTIME_PATH } from "./plan.ts"
 import type { LayerPlan, Platform } from "./plan.ts"
@@ -82,6 +83,7 @@ export async function inspectImage(
     )
   }
   const oci = (name: string): string | null => label(`org.opencontainers.image.${name}`)
+  const layers = layersOf(image, await engine.history(image.id, signal))
   return {
     reference,
     id: image.id,
@@ -91,16 +93,12 @@ export async function inspectImage(
     git: { revision: oci("revision"), url: oci("source") },
     versions: { bentoctl: label("bentoctl.version"), onnxruntime: label("bentoctl.onnxruntime") },
     base: { name: oci("base.name"), digest: oci("base.digest") },
-    sizeBytes: await engine.sizeOf(image.id, signal),
-    layers: layersOf(image, await engine.history(image.id, signal)),
+    sizeBytes: layers.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+    layers,
     models: modelsOf(label(MODELS_LABEL)),
     env: variablesOf(image.config["Env"]),
     labels,
   }
-}
-
-function platformOf({ os, architecture }: ImageInfo): string {
-  return `${os}/${architecture}`
 }
 
 /** The label is ours, and whoever makes an image may write another one into it. */
