@@ -5,7 +5,7 @@
 import path from "node:path"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
-import { formatBentoYaml, refusePythonBento } from "../store/bento.ts"
+import { formatBentoYaml, parseBentoYaml, refusePythonBento } from "../store/bento.ts"
 import type { Bento, DockerOptions, JsonObject, NodePackages, Platform } from "../store/bento.ts"
 import { PREPARED_DIR } from "../store/layout.ts"
 import { microsecondsOf, tensorSpecs } from "../store/model.ts"
@@ -326,7 +326,7 @@ function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): L
         { kind: "text", to: "bento/bento.yaml", text: bentoYaml },
         { kind: "file", from: path.join(bentoDir, "README.md"), to: "bento/README.md", executable: false },
         { kind: "tree", from: path.join(bentoDir, "apis"), to: "bento/apis" },
-        ...preparedFiles(options, served, bentoYaml),
+        ...preparedFiles(options, bentoYaml),
         { kind: "sbom", to: `bento/${SBOM_FILE}`, parts },
       ],
     },
@@ -334,7 +334,9 @@ function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): L
 }
 
 /** What the Bento has prepared, and its manifests as JSON, which are for the version of the server that is beside them. */
-function preparedFiles({ models, prepared }: PlanOptions, bento: Bento, bentoYaml: string): FileSource[] {
+function preparedFiles({ models, prepared }: PlanOptions, bentoYaml: string): FileSource[] {
+  // As it is read, and not as whoever has just built it holds it: those may differ in the order of keys.
+  const bento = parseBentoYaml(bentoYaml, "bento.yaml")
   const manifests = [
     { name: preparedName(bentoYaml, "json"), text: faithfulJson(bento) },
     ...models.map(({ model, facts }) => ({
