@@ -5,6 +5,7 @@ import { formatTag } from "../store/tag.ts"
 import { oneOf, parseLabels, type CommandHelp } from "./command.ts"
 import type { BuiltBento } from "../images/build.ts"
 import type { ImageEngine } from "../images/builder.ts"
+import type { Describer } from "../images/describe.ts"
 import type { PushTarget } from "../images/push.ts"
 import type { Built } from "./image.ts"
 import { givenFlags, ImageCommand, type ImageChoices } from "./image-command.ts"
@@ -97,6 +98,18 @@ export class BuildCommand extends ImageCommand {
   async #build(): Promise<BuiltBento> {
     const labels = parseLabels(this.label)
     const { context } = this
+    // Before all that reads the project is loaded: on another CPU it starts meanwhile.
+    const { startDescriber } = await import("../images/describe.ts")
+    const describer = startDescriber(context)
+    try {
+      return await this.#buildWith(describer, labels)
+    } finally {
+      describer.stop()
+    }
+  }
+
+  async #buildWith(describer: Describer, labels: Readonly<Record<string, string>>): Promise<BuiltBento> {
+    const { context } = this
     const [{ buildBento }, { resolveContext }, { baseImageOf, warmUp }] = await Promise.all([
       import("../images/build.ts"),
       import("./target.ts"),
@@ -117,6 +130,7 @@ export class BuildCommand extends ImageCommand {
       signal: context.signal,
       stderr: context.stderr,
       describeTimeoutMs: context.describeTimeoutMs,
+      describer,
       baseImage: baseImageOf(context),
       dryRun: this.dryRun,
       meanwhile: () => {

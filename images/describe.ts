@@ -2,7 +2,7 @@
  * What APIs a service has. The user's module is loaded in a child process, by the very bundle that will serve it, so
  * that user code never runs in the command line's process: it may print, throw, exit, or never end.
  */
-import { spawn } from "node:child_process"
+import { type ChildProcess, spawn } from "node:child_process"
 import { existsSync } from "node:fs"
 import { getCompileCacheDir } from "node:module"
 import path from "node:path"
@@ -16,6 +16,8 @@ export interface DescribeOptions {
   readonly nodePath: string
   readonly env: Readonly<Record<string, string | undefined>>
   readonly timeoutMs?: number | undefined
+  /** Started before, and not used yet; without one, a new one. */
+  readonly describer?: Describer | undefined
   readonly signal?: AbortSignal | undefined
   /** Gets what the user's module prints, from both of its streams. */
   readonly stderr?: NodeJS.WritableStream | undefined
@@ -39,12 +41,8 @@ const MAX_RESULT_BYTES = 64 * 1024 * 1024
 
 /** Loads the service and describes it. Throws SERVICE_INVALID with the user's own file and line. */
 export async function describeService(options: DescribeOptions): Promise<Description> {
-  const { spec, runtimeDir, timeoutMs = 30_000 } = options
-  const entry = path.join(runtimeDir, "serve.js")
-  if (!existsSync(entry)) {
-    throw new BentoError("RUNTIME_MISSING", `the runtime bundle is not built: ${entry} does not exist`)
-  }
-  const ended = await runChild(entry, options, timeoutMs)
+  const { spec, timeoutMs = 30_000 } = options
+  const ended = await runChild(options, timeoutMs)
   const what = spec.service ?? "the models"
   if (ended.timedOut) {
     throw new BentoError("SERVICE_INVALID", `loading ${what} did not end within ${timeoutMs / 1000} s`, {
@@ -91,64 +89,81 @@ interface Ended {
   readonly result: string
 }
 
-function runChild(entry: string, options: DescribeOptions, timeoutMs: number): Promise<Ended> {
-  const { spec, nodePath, env, signal, stderr } = options
+async function runChild(options: DescribeOptions, timeoutMs: number): Promise<Ended> {
+  const { spec, signal, stderr } = options
   signal?.throwIfAborted()
-  return new Promise((resolve, reject) => {
-    // Node calls taking types away by a function experimental, though not when it does so itself.
-    const flags = ["--disable-warning=ExperimentalWarning"]
-    const child = spawn(nodePath, [...flags, entry, "--describe", "--spec", JSON.stringify(spec)], {
-      cwd: spec.srcDir,
-      env: { ...env, ...compileCache(), ORT_DISABLE_TELEMETRY: "1" },
-      stdio: ["ignore", "pipe", "pipe", "pipe"],
-      // A group of its own: what the user's module starts is ended with it.
-      detached: true,
-    })
-    if (options.meanwhile !== undefined) setImmediate(options.meanwhile)
-    let timedOut = false
-    let result: Buffer[] = []
-    let size = 0
-    const kill = (): void => {
-      try {
-        if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
-      } catch {
-        // It has ended already.
-      }
+  const { child, ended, stop } = options.describer ?? startDescriber(options)
+  child.stdin?.end(JSON.stringify(spec))
+  if (options.meanwhile !== undefined) setImmediate(options.meanwhile)
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.on("data", (chunk: Buffer) => stderr?.write(chunk))
+  }
+  let timedOut = false
+  const timer = setTimeout(() => {
+    timedOut = true
+    stop()
+  }, timeoutMs)
+  signal?.addEventListener("abort", stop)
+  try {
+    return { ...(await ended), timedOut }
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener("abort", stop)
+    signal?.throwIfAborted()
+  }
+}
+
+/** The child process, which starts while nobody knows yet what it is to describe: that takes a tenth of a second. */
+export interface Describer {
+  readonly child: ChildProcess
+  readonly ended: Promise<Omit<Ended, "timedOut">>
+  /** Ends it, and all that it started; nothing happens where it has ended. */
+  readonly stop: () => void
+}
+
+/** Throws RUNTIME_MISSING. Who starts one stops it, or gives it to `describeService`. */
+export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "nodePath" | "env">): Describer {
+  const { runtimeDir, nodePath, env } = options
+  const entry = path.join(runtimeDir, "serve.js")
+  if (!existsSync(entry)) {
+    throw new BentoError("RUNTIME_MISSING", `the runtime bundle is not built: ${entry} does not exist`)
+  }
+  // Node calls taking types away by a function experimental, though not when it does so itself.
+  const flags = ["--disable-warning=ExperimentalWarning"]
+  const child = spawn(nodePath, [...flags, entry, "--describe", "--spec", "-"], {
+    env: { ...env, ...compileCache(), ORT_DISABLE_TELEMETRY: "1" },
+    stdio: ["pipe", "pipe", "pipe", "pipe"],
+    // A group of its own: what the user's module starts is ended with it.
+    detached: true,
+  })
+  const stop = (): void => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
+    } catch {
+      // It has ended already.
     }
-    const timer = setTimeout(() => {
-      timedOut = true
-      kill()
-    }, timeoutMs)
-    signal?.addEventListener("abort", kill)
-    for (const stream of [child.stdout, child.stderr]) {
-      stream?.on("data", (chunk: Buffer) => stderr?.write(chunk))
-    }
-    // File descriptor 3 is a pipe that only the child writes to.
-    const answer = child.stdio[3] as Readable
-    answer.on("data", (chunk: Buffer) => {
-      size += chunk.length
-      if (size > MAX_RESULT_BYTES) result = []
-      else result.push(chunk)
-    })
-    const finish = (settle: () => void): void => {
-      clearTimeout(timer)
-      signal?.removeEventListener("abort", kill)
-      settle()
-    }
-    child.on("error", (error) => {
-      finish(() => {
-        reject(error)
-      })
-    })
-    // A process that the module left behind may hold the pipes open; the group goes with its leader.
-    child.on("exit", kill)
+  }
+  // Where it has ended before it was told anything, that is said by how it ended.
+  child.stdin.on("error", () => {})
+  let result: Buffer[] = []
+  let size = 0
+  // File descriptor 3 is a pipe that only the child writes to.
+  const answer = child.stdio[3] as Readable
+  answer.on("data", (chunk: Buffer) => {
+    size += chunk.length
+    if (size > MAX_RESULT_BYTES) result = []
+    else result.push(chunk)
+  })
+  // A process that the module left behind may hold the pipes open; the group goes with its leader.
+  child.on("exit", stop)
+  const ended = new Promise<Omit<Ended, "timedOut">>((resolve, reject) => {
+    child.on("error", reject)
     child.on("close", (code, killedBy) => {
-      finish(() => {
-        if (signal?.aborted === true) reject(signal.reason as Error)
-        else resolve({ code, killedBy, timedOut, result: Buffer.concat(result).toString() })
-      })
+      resolve({ code, killedBy, result: Buffer.concat(result).toString() })
     })
   })
+  ended.catch(() => {}) // told where it is awaited
+  return { child, ended, stop }
 }
 
 /** Our own cache of compiled code, if there is one, serves the child too: it halves the time to start it. */

@@ -18,7 +18,7 @@ import type { TagRef } from "../store/tag.ts"
 import { EMPTY_BENTOFILE, findBentofile, readBentofile } from "./bentofile.ts"
 import type { Bentofile } from "./bentofile.ts"
 import { describeService } from "./describe.ts"
-import type { Description } from "./describe.ts"
+import type { Describer, Description } from "./describe.ts"
 import type { FoundPackages, PackageTools } from "./node-packages.ts"
 import { PACKAGES_DIR } from "./plan.ts"
 
@@ -37,6 +37,8 @@ export interface ProjectOptions {
   /** Gets what the user's module prints while it is described. */
   readonly stderr?: NodeJS.WritableStream | undefined
   readonly describeTimeoutMs?: number | undefined
+  /** For the first description; a second one starts its own. */
+  readonly describer?: Describer | undefined
   /** `node.packages` may stay what it was locked to before. */
   readonly keepLock?: boolean | undefined
   /** Called when there is time for something else, while the service is described. */
@@ -161,6 +163,7 @@ export async function describeProject(
     signal: options.signal,
     stderr: options.stderr,
     timeoutMs: options.describeTimeoutMs,
+    describer: options.describer,
     meanwhile: options.meanwhile,
     missingHint: missingHint(project),
   })
@@ -177,7 +180,9 @@ export async function describeProject(
   }
   throwIssues(issues, project.service ?? "the models")
   // With the models that were added, the signatures that their runners call can be checked as well.
-  if (models.length > project.models.length) return describeProject({ ...project, models }, options)
+  if (models.length > project.models.length) {
+    return describeProject({ ...project, models }, { ...options, describer: undefined })
+  }
   await checkSelfTest(project)
   return { project, description }
 }

@@ -47,6 +47,11 @@ export interface Imports {
   readonly prepared: () => Readonly<Record<string, string>>
 }
 
+/** Its first call takes 50 ms. */
+export function loadTypeStripper(): void {
+  stripTypeScriptTypes("")
+}
+
 export function watchImports(dir: string): Imports {
   const files = new Set<string>()
   const prepared = new Map<string, string>()

@@ -3,13 +3,13 @@
  *
  *   serve.js [--spec JSON | --bento DIR] [--models-dir DIR] [--packages-dir DIR] [--port N] [--host H]    serves
  *   serve.js --print-config …             prints how it would be configured
- *   serve.js --describe --spec JSON       imports the service, writes a DescribeResult to descriptor 3
+ *   serve.js --describe --spec JSON|-     imports the service, writes a DescribeResult to descriptor 3
  *   serve.js --check-model FILE           loads the model, writes a CheckResult to descriptor 3
  *   serve.js --check-examples JSON        runs a model's examples, writes an ExamplesResult to descriptor 3
  *   serve.js --self-test [-o json] …      runs the examples of all models and prints what came of it
  */
 import { randomBytes } from "node:crypto"
-import { writeSync } from "node:fs"
+import { readFileSync, writeSync } from "node:fs"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { parseArgs } from "node:util"
@@ -37,7 +37,7 @@ import { locate } from "./locate.ts"
 import { createLog, errorFields } from "./log.ts"
 import { Metrics } from "./metrics.ts"
 import { otherListenerOf } from "./ports.ts"
-import { watchImports } from "./prepared.ts"
+import { loadTypeStripper, watchImports } from "./prepared.ts"
 import {
   type Clock,
   DEFAULT_RUNNER_CONFIG,
@@ -137,8 +137,14 @@ function report(result: { readonly ok: boolean }): never {
 async function describeMode(flags: Flags): Promise<void> {
   // What the user's module prints is for people; the answer has its own descriptor.
   process.stdout.write = process.stderr.write.bind(process.stderr)
-  const spec = await readSpec(flags)
   const { describe } = await import("./describe.ts")
+  // Who asks for a description may not know yet of what: what it will need is loaded before the spec is waited for.
+  if (flags.spec === "-") {
+    await import("../store/model.ts")
+    loadTypeStripper()
+  }
+  const spec = await readSpec(flags)
+  process.chdir(spec.srcDir)
   const imports = watchImports(spec.srcDir)
   const [file] = spec.service?.split(":") ?? []
   const onExit = (code: number): void => {
@@ -378,7 +384,12 @@ async function startRunners(
 }
 
 async function readSpec(flags: Flags): Promise<ServeSpec> {
-  if (flags.spec !== undefined) return JSON.parse(flags.spec) as ServeSpec // made by our own command line
+  if (flags.spec !== undefined) {
+    const text = flags.spec === "-" ? readFileSync(0, "utf8") : flags.spec
+    // Whoever was to write it ended first.
+    if (text === "") exit(1)
+    return JSON.parse(text) as ServeSpec // made by our own command line
+  }
   const bento = flags.bento ?? env["BENTO_PATH"]
   if (bento === undefined || bento === "") {
     throw new BentoError("BENTO_NOT_FOUND", "nothing says which Bento to serve", {

@@ -5,7 +5,7 @@ import path from "node:path"
 import { PassThrough } from "node:stream"
 import { text } from "node:stream/consumers"
 import { after, before, describe, test } from "node:test"
-import { describeService } from "../../images/describe.ts"
+import { describeService, startDescriber } from "../../images/describe.ts"
 import type { DescribeOptions } from "../../images/describe.ts"
 import { BentoError } from "../../store/errors.ts"
 import type { ErrorCode } from "../../store/errors.ts"
@@ -112,6 +112,23 @@ describe("a service is described", () => {
     const startedMs = performance.now()
     await assert.rejects(describing("for (;;) {}", { signal: abort.signal }), /^Error: stop$/)
     assert.ok(performance.now() - startedMs < 1300)
+  })
+
+  test("by a process that was started before; without a word from us it ends", async () => {
+    const given = { runtimeDir, nodePath: process.execPath, env: process.env }
+    const describer = startDescriber(given)
+    const code = `export const svc = { name: "pid-" + process.pid }`
+    assert.equal((await describing(code, { describer })).service.name, `pid-${describer.child.pid}`)
+    const unused = startDescriber(given)
+    unused.stop()
+    unused.child.stdout?.resume()
+    unused.child.stderr?.resume()
+    assert.equal((await unused.ended).killedBy, "SIGKILL")
+    const left = startDescriber(given)
+    left.child.stdin?.destroy()
+    left.child.stdout?.resume()
+    left.child.stderr?.resume()
+    assert.notEqual((await left.ended).code, 0)
   })
 
   test("only where the runtime is built", async () => {

@@ -20,11 +20,10 @@ export async function temporaryFolder(): Promise<{ folder: string; remove: () =>
  * is, is the runtime's matter.
  */
 const SERVE = `
-import { writeSync } from "node:fs"
+import { readFileSync, writeSync } from "node:fs"
 import path from "node:path"
 import { pathToFileURL } from "node:url"
-const args = process.argv.slice(2)
-const spec = JSON.parse(args[args.indexOf("--spec") + 1])
+const spec = JSON.parse(readFileSync(0, "utf8"))
 const body = { kind: "json", mediaType: "application/json", schema: {} }
 let result
 try {
