@@ -8,6 +8,7 @@
 import { createHash } from "node:crypto"
 import type { Readable } from "node:stream"
 import { extract } from "tar-stream"
+import { PLATFORMS } from "../store/bento.ts"
 import { BentoError, BuildError } from "../store/errors.ts"
 import { LoadRefused, platformOf } from "./builder.ts"
 import type {
@@ -108,9 +109,9 @@ async function* ensureFoundation(
   const { engine, pull, noCache, signal } = options
   const { platform } = plan
   const bases: ImageInfo[] = []
-  for (const reference of plan.baseImages) {
-    yield* engine.ensureImage(reference, { platform, pull, signal })
-    bases.push(await existing(reference, options, platform))
+  for (const base of await basesOf(plan, options)) {
+    yield* engine.ensureImage(base.reference, { platform: base.platform, pull, signal })
+    bases.push(await existing(base.reference, options, base.platform))
   }
   const base = bases.at(-1)
   if (base === undefined) throw new Error("a plan has a base image")
@@ -143,6 +144,20 @@ async function* ensureFoundation(
   const labels = { [FOUNDATION_LABEL]: digest }
   yield* engine.build(context, { tags: [reference], platform, labels, ...steps, signal })
   return existing(reference, options, platform)
+}
+
+/** The images that a plan starts from, and for which platform: the stage that installs packages runs on the engine's own. */
+export async function basesOf(
+  { baseImages, dockerfile, platform }: ImagePlan,
+  { engine, signal }: Pick<Assembling, "engine" | "signal">,
+): Promise<{ readonly reference: string; readonly platform: Platform }[]> {
+  const { packages, cuda, baseImage } = dockerfile
+  const { os, arch } = await engine.ping(signal)
+  const own = PLATFORMS.find((known) => known === `${os}/${arch}`) ?? platform
+  return baseImages.map((reference) => {
+    const isForPackages = reference === packages?.image && reference !== baseImage && cuda === null
+    return { reference, platform: isForPackages ? own : platform }
+  })
 }
 
 /** Those for steps alone. */

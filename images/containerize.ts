@@ -8,7 +8,7 @@ import type { Model } from "../store/model.ts"
 import { openBentoStore, openModelStore } from "../store/store.ts"
 import { formatTag } from "../store/tag.ts"
 import type { TagRef } from "../store/tag.ts"
-import { assemble, CannotAssemble, stepOptions } from "./assemble.ts"
+import { assemble, basesOf, CannotAssemble, stepOptions } from "./assemble.ts"
 import type { Assembling } from "./assemble.ts"
 import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builder.ts"
 import { openCache } from "./cache.ts"
@@ -265,7 +265,9 @@ async function* carryOut(
 ): AsyncGenerator<BuildEvent, string> {
   const { engine, signal, pull } = how
   const { platform } = plan
-  for (const image of new Set(plan.baseImages)) yield* engine.ensureImage(image, { platform, pull, signal })
+  for (const base of await basesOf(plan, how)) {
+    yield* engine.ensureImage(base.reference, { platform: base.platform, pull, signal })
+  }
   const images = new Map<string, string>()
   try {
     for (const stored of models) {

@@ -194,11 +194,13 @@ interface Manifest {
   readonly cpu?: readonly string[]
   readonly libc?: readonly string[]
   readonly optionalDependencies?: Readonly<Record<string, string>>
+  readonly scripts?: Readonly<Record<string, string>>
 }
 
 /** Refuses packages that cannot work on the platform, by name. */
 async function check(): Promise<void> {
   const problems: string[] = []
+  const unprepared: string[] = []
   const packages = await Promise.all((await packagesBelow("node_modules")).map(readPackage))
   const optional = new Set(
     packages.flatMap(({ manifest }) => Object.keys(manifest.optionalDependencies ?? {})),
@@ -211,7 +213,10 @@ async function check(): Promise<void> {
       else problems.push(`${name} is not made for linux/${cpu} with glibc`)
       continue
     }
-    const compiles = existsSync(path.join(dir, "binding.gyp"))
+    const { install, preinstall, postinstall } = manifest.scripts ?? {}
+    // `install` is where binaries are made or fetched; the others mostly do what can be done without.
+    const compiles = existsSync(path.join(dir, "binding.gyp")) || (isForeign && install !== undefined)
+    if (isForeign && (preinstall ?? postinstall) !== undefined) unprepared.push(name)
     // Binaries may be in packages of their own, of which the manager took the right one.
     if (!compiles || Object.keys(manifest.optionalDependencies ?? {}).length > 0) continue
     const files = await readdir(dir, { recursive: true })
@@ -222,6 +227,8 @@ async function check(): Promise<void> {
         : `${name} holds no binary for linux/${cpu}: its install script did not run (pnpm runs those that \`onlyBuiltDependencies\` or \`allowBuilds\` names)`,
     )
   }
+  if (unprepared.length > 0)
+    process.stderr.write(`install scripts that were not run for linux/${cpu}: ${unprepared.join(", ")}\n`)
   if (problems.length > 0) throw new Refused(`packages that cannot be used:\n  ${problems.join("\n  ")}`)
 }
 

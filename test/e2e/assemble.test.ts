@@ -1,11 +1,10 @@
 /** Assembled images on a real engine: equal to those of the Dockerfile, the same everywhere, and no byte sent twice. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
-import { createHash, randomFillSync } from "node:crypto"
+import { randomFillSync } from "node:crypto"
 import { existsSync } from "node:fs"
 import { chmod, cp, mkdir, open, readFile, readdir, stat, utimes, writeFile } from "node:fs/promises"
 import path from "node:path"
-import { buffer } from "node:stream/consumers"
 import { after, before, describe, test } from "node:test"
 import { buildBento } from "../../images/build.ts"
 import type { BuilderName, BuildEvent } from "../../images/builder.ts"
@@ -13,11 +12,10 @@ import { containerize, containerizeModel } from "../../images/containerize.ts"
 import { createDockerBuilder } from "../../images/docker.ts"
 import type { Platform } from "../../images/plan.ts"
 import { findLeftovers, removeLeftovers } from "../../images/prune.ts"
-import { tarStream } from "../../images/tar.ts"
 import type { TarHeader } from "../../images/tar.ts"
 import { BentoError } from "../../store/errors.ts"
 import type { Tag } from "../../store/tag.ts"
-import { assertWithin, bentoctl, docker, filesOf, root, run, temporaryFolder } from "./support.ts"
+import { assertWithin, bentoctl, docker, filesOf, loadImage, root, run, temporaryFolder } from "./support.ts"
 
 const { folder, remove } = await temporaryFolder()
 const home = path.join(folder, "bentoml")
@@ -124,30 +122,16 @@ async function assertEqualBothWays(bento: Tag, options: Parameters<typeof make>[
   return assembled
 }
 
-/** Puts an image into the engine that has these entries and this config, and nothing else. */
+/** A base of this run alone, which goes with it. */
 async function loadBase(
   name: string,
   config: Readonly<Record<string, unknown>>,
   entries: readonly TarHeader[],
-  architecture = "amd64",
+  architecture?: string,
 ): Promise<string> {
-  const layer = await buffer(tarStream(entries.map((header) => ({ header }))))
-  const digest = `sha256:${createHash("sha256").update(layer).digest("hex")}`
-  const rootfs = { type: "layers", diff_ids: [digest] }
-  const json = { architecture, os: "linux", created: "2026-01-01T00:00:00Z", config, rootfs, history: [] }
   const reference = `${NAME}-base-${name}:1`
   made.add(reference)
-  const manifest = [{ Config: "config.json", RepoTags: [reference], Layers: ["layer.tar"] }]
-  const files = {
-    "layer.tar": layer,
-    "config.json": Buffer.from(JSON.stringify(json)),
-    "manifest.json": Buffer.from(JSON.stringify(manifest)),
-  }
-  const archive = Object.entries(files).map(([file, bytes]) => ({
-    header: { type: "file", name: file, mode: 0o644, size: bytes.length } as const,
-    body: [bytes],
-  }))
-  for await (const _ of engine.load(tarStream(archive), {}));
+  await loadImage(reference, config, entries, architecture)
   return reference
 }
 

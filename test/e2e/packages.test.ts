@@ -10,13 +10,18 @@ import { networkInterfaces } from "node:os"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { makeDistroless } from "../setup/distroless.ts"
-import { bentoctl, docker, root, run, temporaryFolder, until200 } from "./support.ts"
+import { bentoctl, docker, loadImage, root, run, temporaryFolder, until200 } from "./support.ts"
 import type { Ran } from "./support.ts"
 
 const NAME = `bentoctl-e2e-packages-${process.pid}`
 /** The base that the other tests use, with npm where it has none. */
 const BASE = `${NAME}-base:1`
 const DISTROLESS = `${NAME}-distroless:1`
+/** A base for the other platform: nothing but a folder, since none of it runs. */
+const FOREIGN_BASE = `${NAME}-foreign:1`
+const FOREIGN = process.arch === "x64" ? "arm64" : "x64"
+const ENGINE = { x64: "amd64", arm64: "arm64" } as const
+const FOREIGN_BENTOFILE = `service: service.ts:svc\ndocker: {distro: distroless, base_image: "${FOREIGN_BASE}"}\n`
 const NPM = "npm@11.19.1"
 const TOKEN = `t0ken-${process.pid}-never-in-an-image`
 
@@ -73,14 +78,21 @@ async function build(
   dir: string,
   more: Readonly<Record<string, string>> = {},
   builder = "auto",
+  flags: readonly string[] = [],
 ): Promise<Ran & { readonly image: string }> {
   const name = `${NAME}-${path.basename(dir).toLowerCase()}`
-  const args = ["build", dir, "--name", name, "--containerize", "--builder", builder, "-o", "json"]
+  const args = ["build", dir, "--name", name, "--containerize", "--builder", builder, "-o", "json", ...flags]
   const ran = await bentoctl(args, { ...env, ...more })
   if (ran.code !== 0) return { ...ran, image: "" }
   const { image } = JSON.parse(ran.stdout) as { image: { tags: string[]; image_id: string } }
   for (const tag of image.tags) made.add(tag)
   return { ...ran, image: image.tags[0] ?? "" }
+}
+
+async function loadForeignBase(): Promise<void> {
+  made.add(FOREIGN_BASE)
+  const folder = { type: "directory", name: "srv", mode: 0o755, uid: 0, gid: 0 } as const
+  await loadImage(FOREIGN_BASE, {}, [folder], ENGINE[FOREIGN])
 }
 
 /** Asks the service of an image in a container that may do nothing. */
@@ -208,6 +220,33 @@ describe("the packages of a lock file are in the image", { skip: unavailable }, 
     assert.equal(names, "@node-rs,ms")
   })
 
+  test("for another platform, without an emulator: its own binaries", async () => {
+    await loadForeignBase()
+    const dir = await project("npm", { "bentofile.yaml": FOREIGN_BENTOFILE })
+    const installed = await install(dir, "npm", "")
+    assert.equal(installed.code, 0, installed.stdout + installed.stderr)
+    const { code, stderr, image } = await build(dir, {}, "assemble", [
+      "--platform",
+      `linux/${ENGINE[FOREIGN]}`,
+    ])
+    assert.equal(code, 0, stderr)
+    assert.equal(await docker("image", "inspect", "-f", "{{.Architecture}}", image), ENGINE[FOREIGN])
+    const id = await docker("create", "--platform", `linux/${ENGINE[FOREIGN]}`, image)
+    containers.add(id)
+    const out = path.join(folder, "foreign-modules")
+    await docker("cp", `${id}:/home/bentoml/node_modules`, out)
+    assert.deepEqual((await readdir(out)).toSorted(), ["@node-rs", "ms"])
+    const packages = (await readdir(path.join(out, "@node-rs"))).toSorted()
+    assert.deepEqual(packages, ["crc32", `crc32-linux-${FOREIGN}-gnu`])
+    const name = `crc32.linux-${FOREIGN}-gnu.node`
+    const binary = await readFile(path.join(out, "@node-rs", `crc32-linux-${FOREIGN}-gnu`, name))
+    assert.equal(
+      binary.readUInt16LE(18),
+      { x64: 0x3e, arm64: 0xb7 }[FOREIGN],
+      "the machine of its ELF header",
+    )
+  })
+
   test("by node.packages, which bentoctl installs for itself as well", async () => {
     const dir = await project(null, {
       "bentofile.yaml": "service: service.ts:svc\nnode: {packages: [ms@^2.1.0]}\n",
@@ -291,6 +330,10 @@ describe("a private registry", { skip: unreachable }, () => {
         "binding.gyp": "{}",
         "index.js": "",
       },
+      fetched: {
+        "package.json": manifest("fetched", { scripts: { install: "true" } }),
+        "index.js": "",
+      },
     })
   })
   after(() => registry.close())
@@ -347,22 +390,21 @@ describe("a private registry", { skip: unreachable }, () => {
   })
 
   test("names the package that cannot be had for a platform", async () => {
-    const files = {
-      "package.json": JSON.stringify({ dependencies: { "@acme/native": "1.0.0" } }),
+    await loadForeignBase()
+    const dir = await project(null, {
+      "bentofile.yaml": FOREIGN_BENTOFILE,
+      "service.ts": SERVICE.replace(/^.*"ms"\n/, "").replace('ms(value as "1s")', "value"),
+      "package.json": JSON.stringify({ dependencies: { "@acme/native": "1.0.0", "@acme/fetched": "1.0.0" } }),
       ".npmrc": npmrc(TOKEN),
-    }
-    const dir = path.join(folder, "native")
-    await mkdir(dir)
-    for (const [name, text] of Object.entries(files)) await writeFile(path.join(dir, name), text)
+    })
     const locked = await run("npm", ["install", "--package-lock-only"], { cwd: dir })
     assert.equal(locked.code, 0, locked.stderr)
-    const foreign = process.arch === "x64" ? "arm64" : "x64"
-    const other = await install(dir, "npm", "", foreign)
+    const other = await build(dir, {}, "assemble", ["--platform", `linux/${ENGINE[FOREIGN]}`])
     assert.equal(other.code, 1)
-    assert.match(
-      other.stderr,
-      /@acme\/native@1\.0\.0 has to be compiled or fetched by its install script, and that cannot run for linux\//,
-    )
+    for (const name of ["native", "fetched"]) {
+      const why = "has to be compiled or fetched by its install script, and that cannot run for linux/"
+      assert.match(other.stderr, new RegExp(`@acme/${name}@1\\.0\\.0 ${why}`))
+    }
     const own = await install(dir, "npm", "")
     assert.equal(own.code, 1)
     assert.match(own.stderr, /bentoctl: @acme\/native could not be built: its install script failed/)

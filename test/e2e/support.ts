@@ -6,7 +6,11 @@ import net from "node:net"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { promisify } from "node:util"
+import { buffer } from "node:stream/consumers"
 import { extract } from "tar-stream"
+import { createDockerBuilder } from "../../images/docker.ts"
+import { tarStream } from "../../images/tar.ts"
+import type { TarHeader } from "../../images/tar.ts"
 
 export const root = path.resolve(import.meta.dirname, "../..")
 const exec = promisify(execFile)
@@ -88,6 +92,30 @@ export async function filesOf(
     await run(client, [...before, "rm", id])
   }
   return found
+}
+
+/** An image of one layer, for any platform: nothing of it has to run. */
+export async function loadImage(
+  reference: string,
+  config: Readonly<Record<string, unknown>>,
+  entries: readonly TarHeader[],
+  architecture = "amd64",
+): Promise<void> {
+  const layer = await buffer(tarStream(entries.map((header) => ({ header }))))
+  const digest = `sha256:${createHash("sha256").update(layer).digest("hex")}`
+  const rootfs = { type: "layers", diff_ids: [digest] }
+  const json = { architecture, os: "linux", created: "2026-01-01T00:00:00Z", config, rootfs, history: [] }
+  const manifest = [{ Config: "config.json", RepoTags: [reference], Layers: ["layer.tar"] }]
+  const files = {
+    "layer.tar": layer,
+    "config.json": Buffer.from(JSON.stringify(json)),
+    "manifest.json": Buffer.from(JSON.stringify(manifest)),
+  }
+  const archive = Object.entries(files).map(([file, bytes]) => ({
+    header: { type: "file", name: file, mode: 0o644, size: bytes.length } as const,
+    body: [bytes],
+  }))
+  for await (const _ of createDockerBuilder(process.env).load(tarStream(archive), {}));
 }
 
 /** For images that a user would keep under a name of his own: the result removes those that came since, and gives a name back that was taken. */
