@@ -418,13 +418,3 @@ test("Yarn 2 and newer install into node_modules, too", async () => {
   assert.equal(code, 0, stdout + stderr)
   assert.deepEqual(await readdir(path.join(dir, "node_modules")), ["ms"])
 })
-
-test("packages for another platform are those of that platform", async () => {
-  const foreign = process.arch === "x64" ? "arm64" : "x64"
-  const dir = path.join(folder, "foreign")
-  await cp(path.join(root, "test/fixtures/packages/npm"), dir, { recursive: true })
-  const { code, stderr, stdout } = await install(dir, "npm", "", foreign)
-  assert.equal(code, 0, stdout + stderr)
-  const files = await readdir(path.join(dir, "node_modules/@node-rs"))
-  assert.deepEqual(files.toSorted(), ["crc32", `crc32-linux-${foreign}-gnu`])
-})
