@@ -1,6 +1,6 @@
 /** What the benches share: processes on chosen cores, a store of their own, medians, and a table of ratios. */
 import { type ChildProcess, execFile, execFileSync, spawn, spawnSync } from "node:child_process"
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
 import net from "node:net"
 import { cpus, tmpdir } from "node:os"
 import path from "node:path"
@@ -93,6 +93,21 @@ export function serveCommand(spec: object): readonly string[] {
     "--port",
     "{port}",
   ]
+}
+
+/** What an image of the project starts, from its files in a folder: the Bento with all that was prepared, the server, the model. */
+export function imageCommand(project: Readonly<Record<string, string>>): readonly string[] {
+  home ??= scratch()
+  const env = { BENTOML_HOME: home }
+  const sources = scratch()
+  for (const [name, text] of Object.entries(project)) writeFileSync(path.join(sources, name), text)
+  const tag = bentoctl(["build", sources, "-o", "tag"], env).trim().replace("__tag__:", "")
+  const context = path.join(scratch(), "context")
+  bentoctl(["containerize", tag, "--output-dir", context], env)
+  const bento = path.join(context, "bento")
+  for (const name of ["src", "models"]) renameSync(path.join(context, name), path.join(bento, name))
+  const entry = path.join(context, "runtime/entrypoint.js")
+  return [process.execPath, entry, "serve", "--bento", bento, "--port", "{port}"]
 }
 
 export interface BenchModel {

@@ -14,6 +14,7 @@ import {
   RUNS,
   closedLoop,
   generator,
+  imageCommand,
   iris,
   irisBodies,
   median,
@@ -22,7 +23,6 @@ import {
   residentBytes,
   root,
   scratch,
-  serveCommand,
   startServer,
 } from "./harness.ts"
 
@@ -36,20 +36,26 @@ interface Contestant {
 const SECONDS = 5
 const environment = path.join(root, ".cache/peers")
 const peersFolder = path.join(root, "bench/peers")
-const model = iris()
 const bodies = irisBodies()
+iris()
+const example = (name: string): string => readFileSync(path.join(root, "examples/iris", name), "utf8")
+const withCode = imageCommand({
+  "bentofile.yaml": example("bentofile.yaml"),
+  "service.ts": example("service.ts"),
+})
+const noCode = imageCommand({ "bentofile.yaml": "models: [iris_clf]\n" })
 
 const ours: Contestant = {
   name: "bentoctl",
   route: "/classify",
   bodies,
-  start: () => serve("service.ts:svc", path.join(root, "examples/iris")),
+  start: () => startServer(withCode),
 }
 const withoutCode: Contestant = {
   name: "bentoctl without code",
   route: "/run",
   bodies,
-  start: () => serve(null, model.dir),
+  start: () => startServer(noCode),
 }
 const bentoml: Contestant = {
   name: "BentoML",
@@ -135,10 +141,6 @@ async function compare(): Promise<Row[]> {
       ]
     }),
   ]
-}
-
-function serve(service: string | null, srcDir: string): Promise<Started> {
-  return startServer(serveCommand({ name: "iris", version: null, service, srcDir, models: [model] }))
 }
 
 /** A program of the peers' environment; its last option is given their folder. */
