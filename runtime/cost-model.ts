@@ -143,8 +143,9 @@ export class CostModel {
   }
 }
 
+/** Asked several times for each job: within a millisecond nothing fades that anybody could notice. */
 function decay(ageMs: number): number {
-  return 2 ** (-Math.max(0, ageMs) / HALF_LIFE_MS)
+  return ageMs < 1 ? 1 : 2 ** (-ageMs / HALF_LIFE_MS)
 }
 
 /**
