@@ -1,4 +1,4 @@
-/** The same image by every way to an engine: TLS, ssh, docker contexts; and by Podman. */
+/** The same image by every way to an engine: TLS, ssh, docker contexts; in containerd's image store; and by Podman. */
 import assert from "node:assert/strict"
 import { chmod, mkdir, readFile, writeFile } from "node:fs/promises"
 import { createConnection, createServer as createNetServer } from "node:net"
@@ -7,7 +7,8 @@ import path from "node:path"
 import { createServer } from "node:tls"
 import { after, before, describe, test } from "node:test"
 import { aptUnpack } from "../setup/apt.ts"
-import { noOtherEngines, startPodman, startSshd } from "../setup/other-engines.ts"
+import { noOtherEngines, startContainerdEngine, startPodman, startSshd } from "../setup/other-engines.ts"
+import { SetupError } from "../setup/process.ts"
 import { makeCertificates, noCertificates } from "../images/certificates.ts"
 import { bentoctl, docker, filesOf, root, run, temporaryFolder } from "./support.ts"
 
@@ -132,6 +133,85 @@ describe("an image", { skip: unavailable }, () => {
     assert.match(await refused(far.DOCKER_HOST), /Host key verification failed[^]*ENGINE_UNREACHABLE/)
   })
 
+  /** What is in the image, and its config, as in the one that the machine's own engine has. */
+  async function isTheSame(client: readonly string[]): Promise<void> {
+    // Each engine adds files of its own for a container.
+    const isOfImage = (name: string): boolean => /^(bin|home|opt|tmp|etc\/t$)/.test(name)
+    const theirs = await filesOf(`${NAME}:1`, isOfImage, client)
+    assert.ok(theirs.has("etc/t") && theirs.has("opt/bentoctl/serve.js"))
+    assert.deepEqual(theirs, await filesOf(`${NAME}:1`, isOfImage))
+    const configOf = async ([program = "", ...args]: readonly string[]): Promise<unknown> => {
+      const { stdout } = await run(program, [...args, "image", "inspect", `${NAME}:1`])
+      const [{ Config }] = JSON.parse(stdout) as [{ Config: Record<string, unknown> }]
+      const { "io.buildah.version": _, ...Labels } = Config["Labels"] as Record<string, string>
+      const { User, Env, Entrypoint, WorkingDir, ExposedPorts, StopSignal } = Config
+      return { User, Env, Entrypoint, WorkingDir, ExposedPorts, StopSignal, Labels }
+    }
+    assert.deepEqual(await configOf(client), await configOf(["docker"]))
+  }
+
+  test("is assembled in containerd's image store too, with the same files and config", async (t) => {
+    const engine = await startContainerdEngine(await subfolder("next")).catch((error: unknown) => {
+      if (!(error instanceof SetupError)) throw error
+      t.skip(error.message)
+      return null
+    })
+    if (engine === null) return
+    stops.push(engine.stop)
+    const far = { DOCKER_HOST: engine.DOCKER_HOST }
+    const theirs = async (...args: string[]): Promise<string> => {
+      const [program = "", ...before] = engine.client
+      const { code, stdout, stderr } = await run(program, [...before, ...args])
+      assert.equal(code, 0, stderr)
+      return stdout.trim()
+    }
+    await theirs("import", archive, `${NAME}-base:1`)
+    const offline = ["--network", "none"]
+    const id = await make(far, [...offline, "--builder", "assemble"])
+    assert.equal(await theirs("image", "inspect", "-f", "{{.Id}}", `${NAME}:1`), id)
+    await isTheSame(engine.client)
+    // Its manifest names blobs that are all there.
+    const saved = await run("sh", [
+      "-c",
+      '"$@" | tar -t | grep -c ^blobs/sha256/.',
+      "sh",
+      ...engine.client,
+      "save",
+      `${NAME}:1`,
+    ])
+    assert.equal(Number(saved.stdout), 1 + 1 + (await layersOf(engine.client)))
+    assert.equal(await make(far, offline), id, "as if nothing had happened")
+
+    const another = await bentoctl(["containerize", NAME, "-t", `${NAME}:2`, "--label", "a=b", ...offline], {
+      ...env,
+      ...far,
+    })
+    assert.match(
+      another.stderr,
+      /^builder: assemble$[^]*layer runtime[^]*CACHED[^]*layer source\n#\d+ CACHED/m,
+    )
+    const built = await make(far, [...offline, "--builder", "dockerfile"])
+    assert.equal(await theirs("image", "inspect", "-f", "{{.Id}}", `${NAME}:1`), built)
+    await isTheSame(engine.client)
+    assert.equal(
+      await theirs("images", "-q", "--filter", "dangling=true"),
+      "",
+      "nothing is left without a name",
+    )
+  })
+
+  async function layersOf([program = "", ...before]: readonly string[]): Promise<number> {
+    const { stdout } = await run(program, [
+      ...before,
+      "image",
+      "inspect",
+      "-f",
+      "{{len .RootFS.Layers}}",
+      `${NAME}:1`,
+    ])
+    return Number(stdout)
+  }
+
   test("is made by Podman with the same files and config, by the Dockerfile alone", async (t) => {
     const podman = await startPodman(await subfolder("podman"), (line) => t.diagnostic(line))
     stops.push(podman.stop)
@@ -142,30 +222,7 @@ describe("an image", { skip: unavailable }, () => {
     assert.equal(code, 0, stderr)
     assert.match(stderr, /^builder: dockerfile \(Podman takes whole images only\)$/m)
     assert.match(stderr, /RUN .*setup.*script\n/)
-    // What is in the image; each engine adds its own for a container.
-    const isOfImage = (name: string): boolean => /^(bin|home|opt|tmp|etc\/t$)/.test(name)
-    const theirs = await filesOf(`${NAME}:1`, isOfImage, ["podman", ...podman.args])
-    assert.ok(theirs.has("etc/t") && theirs.has("opt/bentoctl/serve.js"))
-    assert.deepEqual(theirs, await filesOf(`${NAME}:1`, isOfImage))
-    const configOf = async (...command: string[]): Promise<Record<string, unknown>> => {
-      const { stdout } = await run("sh", [
-        "-c",
-        'exec "$@"',
-        "sh",
-        ...command,
-        "image",
-        "inspect",
-        `${NAME}:1`,
-      ])
-      const [{ Config }] = JSON.parse(stdout) as [{ Config: Record<string, unknown> }]
-      const { "io.buildah.version": _, ...Labels } = Config["Labels"] as Record<string, string>
-      return Object.fromEntries(
-        ["User", "Env", "Entrypoint", "WorkingDir", "ExposedPorts", "StopSignal"]
-          .map((key) => [key, Config[key]])
-          .concat([["Labels", Labels]]),
-      ) as Record<string, unknown>
-    }
-    assert.deepEqual(await configOf("podman", ...podman.args), await configOf("docker"))
+    await isTheSame(["podman", ...podman.args])
     const forced = await bentoctl(["containerize", NAME, "--builder", "assemble"], { ...env, ...far })
     assert.match(forced.stderr, /Podman takes whole images only[^]*ASSEMBLE_IMPOSSIBLE/)
   })

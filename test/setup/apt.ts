@@ -1,6 +1,6 @@
 /** What the set-up needs of apt: installing packages, and the machine's own mirrors for a Debian root file system. */
 
-import { mkdir, readdir, readFile } from "node:fs/promises"
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { run, SetupError, tail } from "./process.ts"
 import type { Log } from "./process.ts"
@@ -95,6 +95,49 @@ export async function aptUnpack(packages: readonly string[], folder: string): Pr
   }
   for (const name of await readdir(archives)) {
     if (name.endsWith(".deb")) await run("dpkg-deb", ["-x", join(archives, name), folder])
+  }
+}
+
+/**
+ * Unpacks packages of another release of Debian, without what they need, from a mirror of this machine. apt keeps
+ * what it learns for that below the folder. Throws SetupError.
+ */
+export async function aptUnpackFrom(
+  suite: string,
+  packages: readonly string[],
+  folder: string,
+): Promise<void> {
+  const { id, codename, name } = await readDistribution()
+  const own = (await readAptSources()).find(
+    (source) => source.suite === codename && source.components.includes("main"),
+  )
+  if (id !== "debian" || own === undefined) {
+    throw new SetupError(`${name} has no mirror of Debian`, `Unpack ${packages.join(", ")} by hand.`)
+  }
+  const at = (...names: string[]): string => join(folder, ".apt", ...names)
+  await mkdir(at("state/lists/partial"), { recursive: true })
+  await mkdir(at("cache/archives/partial"), { recursive: true })
+  const signedBy = own.signedBy === undefined ? "" : `[signed-by=${own.signedBy}] `
+  await writeFile(at("sources.list"), `deb ${signedBy}${own.uri} ${suite} main\n`)
+  const settings = [
+    `Dir::Etc::sourcelist=${at("sources.list")}`,
+    "Dir::Etc::sourceparts=/dev/null",
+    `Dir::State=${at("state")}`,
+    "Dir::State::status=/var/lib/dpkg/status",
+    `Dir::Cache=${at("cache")}`,
+    "Acquire::Languages=none",
+    "APT::Sandbox::User=root",
+  ].flatMap((setting) => ["-o", setting])
+  const env = { ...process.env, LC_ALL: "C.UTF-8" }
+  const options = { env, cwd: at("cache"), timeoutMs: 120_000 }
+  const updated = await run("apt-get", ["update", ...settings, ...aptOptions], options)
+  const fetched = await run("apt-get", ["download", ...settings, ...aptOptions, ...packages], options)
+  if (fetched.code !== 0) {
+    const output = updated.stderr + fetched.stderr + fetched.stdout
+    throw new SetupError(aptFailure(packages, updated.stderr, fetched), aptHint(output, packages))
+  }
+  for (const file of await readdir(at("cache"))) {
+    if (file.endsWith(".deb")) await run("dpkg-deb", ["-x", at("cache", file), folder])
   }
 }
 

@@ -1,12 +1,12 @@
-/** Other ways to an engine, and another engine, for tests: an ssh server and Podman's service, both on this machine. */
+/** Other ways to an engine, and other engines, for tests, all on this machine: an ssh server, Podman, a newer Docker. */
 import { spawn } from "node:child_process"
 import type { ChildProcess } from "node:child_process"
 import { existsSync } from "node:fs"
 import { chmod, mkdir, readFile, rmdir, writeFile } from "node:fs/promises"
 import { createConnection } from "node:net"
 import path from "node:path"
-import { aptInstall, aptUnpack, isRoot, readDistribution, usesApt } from "./apt.ts"
-import { run, SetupError, sleep } from "./process.ts"
+import { aptInstall, aptUnpack, aptUnpackFrom, isRoot, readDistribution, usesApt } from "./apt.ts"
+import { run, SetupError, sleep, tail } from "./process.ts"
 import type { Log } from "./process.ts"
 
 /** Why they cannot be had here, or false; for `skip`. */
@@ -115,6 +115,47 @@ export async function startSshd(
       if (madeRun) await rmdir("/run/sshd").catch(() => {})
     },
   }
+}
+
+/**
+ * The Docker Engine of Debian's next release, unpacked and not installed, with containerd's image store. It has views
+ * of its own of network, mounts and processes, so that it touches no other engine and leaves with its first process;
+ * its builds have no network. Throws SetupError where it cannot be had.
+ */
+export async function startContainerdEngine(
+  folder: string,
+): Promise<Stoppable & { readonly client: readonly string[]; readonly DOCKER_HOST: string }> {
+  await aptUnpackFrom("sid", ["docker.io", "containerd"], folder)
+  const at = (name: string): string => path.join(folder, name)
+  await writeFile(at("daemon.json"), '{"features": {"containerd-snapshotter": true}}')
+  const DOCKER_HOST = `unix://${at("docker.sock")}`
+  const args = [
+    `--config-file=${at("daemon.json")}`,
+    `--pidfile=${at("docker.pid")}`,
+    `--host=${DOCKER_HOST}`,
+    `--data-root=${at("data")}`,
+    `--exec-root=${at("exec")}`,
+    "--bridge=none",
+    "--iptables=false",
+    "--ip6tables=false",
+  ]
+  const views = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+  const env = { ...process.env, PATH: `${at("usr/sbin")}:${at("usr/bin")}:${process.env["PATH"]}` }
+  const child = spawn("unshare", [...views, "dockerd", ...args], { env, stdio: ["ignore", "ignore", "pipe"] })
+  let said = ""
+  child.stderr.on("data", (chunk) => (said = `${said}${chunk}`.slice(-4000)))
+  const ended = new Promise<void>((resolve) => child.once("exit", () => resolve()))
+  const stop = async (): Promise<void> => {
+    // unshare passes no signal on, and ends with the engine; what the engine started goes with it.
+    const children = await readFile(`/proc/${child.pid}/task/${child.pid}/children`, "utf8").catch(() => "")
+    for (const pid of children.trim().split(" ")) if (pid !== "") process.kill(Number(pid))
+    await ended
+  }
+  await whenAnswers("dockerd", child, { path: at("docker.sock") }).catch(async () => {
+    await stop()
+    throw new SetupError(`Debian's next Docker Engine does not start here:\n${tail(said, 3)}`, "")
+  })
+  return { stop, DOCKER_HOST, client: ["docker", "-H", DOCKER_HOST] }
 }
 
 /** Debian's Podman with images and containers of its own, answering on a socket. */
