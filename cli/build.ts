@@ -181,13 +181,13 @@ async function dryRunText({ bento, files, plan }: BuiltBento): Promise<string> {
 
 /** What programs read: bento.yaml as JSON, and where it is. */
 async function resultJson(built: BuiltBento, image: Built | undefined, dryRun: boolean): Promise<unknown> {
-  const [{ formatBentoYaml }, { parseYaml }, { imageJson }] = await Promise.all([
+  const [{ formatBentoYaml }, { readYaml }, { imageJson }] = await Promise.all([
     import("../store/bento.ts"),
-    import("./yaml.ts"),
+    import("../store/pyyaml.ts"),
     import("./image.ts"),
   ])
   const { dir, notes, files, plan } = built
-  const bento = parseYaml(formatBentoYaml(built.bento), "1.1")
+  const bento = readYaml(formatBentoYaml(built.bento), "bento.yaml").value
   const tag = formatTag(built.bento.tag)
   if (dryRun) {
     const { dockerfileOf } = await import("../images/context.ts")

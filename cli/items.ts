@@ -61,10 +61,11 @@ export async function describeItem<T>(
   const tag = await store.resolve(parseTagRef(asked))
   if (output === "path") return `${store.dir(tag)}\n`
   await store.get(tag)
-  const text = await readFile(path.join(store.dir(tag), `${store.kind}.yaml`), "utf8")
+  const file = path.join(store.dir(tag), `${store.kind}.yaml`)
+  const text = await readFile(file, "utf8")
   if (output === "yaml") return text.endsWith("\n") ? text : `${text}\n`
-  const { parseYaml } = await import("./yaml.ts")
-  return formatJson(parseYaml(text, "1.1"))
+  const { readYaml } = await import("../store/pyyaml.ts")
+  return formatJson(readYaml(text, file).value)
 }
 
 /** The tags of one target of `delete`; `whole` when the target was a bare name, which means all versions. */

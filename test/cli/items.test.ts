@@ -6,7 +6,7 @@ import path from "node:path"
 import { test } from "node:test"
 import { parse } from "yaml"
 import { splitTargets } from "../../cli/items.ts"
-import { pythonStore, run, scratch, start } from "./support.ts"
+import { fixtures, pythonStore, run, scratch, start } from "./support.ts"
 
 type Records = Record<string, string>[]
 
@@ -128,6 +128,18 @@ test("get prints model.yaml as it stands, the same as JSON, or the folder", asyn
   ) as object
   assert.deepEqual(json, parse(file))
   assert.deepEqual(Object.keys(json), Object.keys(parse(file) as object))
+})
+
+test("get as JSON has the types that PyYAML gives the words of model.yaml", async () => {
+  const home = await scratch()
+  const file = path.join(fixtures, "models/two_inputs.onnx") // its rows are named N, which is no "no" to PyYAML
+  const imported = ["models", "import", file, "--name", "two", "--version", "1e5", "-o", "json"]
+  const { model } = JSON.parse((await run(imported, { home })).stdout) as { model: unknown }
+  const shown: unknown = JSON.parse((await run(["models", "get", "two", "-o", "json"], { home })).stdout)
+  assert.deepEqual(model, shown)
+  const { version, options } = shown as { version: string; options: { input_specs: unknown } }
+  assert.equal(version, "1e5")
+  assert.match(JSON.stringify(options.input_specs), /"dim":\[\{"dimParam":"N"\},\{"dimValue":"3"\}\]/)
 })
 
 test("get prints bento.yaml", async () => {
