@@ -95,15 +95,24 @@ export function serveCommand(spec: object): readonly string[] {
   ]
 }
 
-/** What an image of the project starts, from its files in a folder: the Bento with all that was prepared, the server, the model. */
-export function imageCommand(project: Readonly<Record<string, string>>): readonly string[] {
+/** Builds a Bento of these files in the bench's own store, with the options; its tag. */
+export function buildBento(
+  project: Readonly<Record<string, string>>,
+  options: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
+): string {
   home ??= scratch()
-  const env = { BENTOML_HOME: home }
   const sources = scratch()
   for (const [name, text] of Object.entries(project)) writeFileSync(path.join(sources, name), text)
-  const tag = bentoctl(["build", sources, "-o", "tag"], env).trim().replace("__tag__:", "")
+  const output = bentoctl(["build", sources, "-o", "tag", ...options], { ...env, BENTOML_HOME: home })
+  return output.trim().replace("__tag__:", "")
+}
+
+/** What an image of the project starts, from its files in a folder: the Bento with all that was prepared, the server, the model. */
+export function imageCommand(project: Readonly<Record<string, string>>): readonly string[] {
+  const tag = buildBento(project)
   const context = path.join(scratch(), "context")
-  bentoctl(["containerize", tag, "--output-dir", context], env)
+  bentoctl(["containerize", tag, "--output-dir", context], { BENTOML_HOME: home ?? "" })
   const bento = path.join(context, "bento")
   for (const name of ["src", "models"]) renameSync(path.join(context, name), path.join(bento, name))
   const entry = path.join(context, "runtime/entrypoint.js")

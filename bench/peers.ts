@@ -1,17 +1,20 @@
 /**
  * Iris against what else serves it: BentoML with adaptive batching over the same ONNX file, and Flask around scikit-learn's
  * random forest. Each server is on one core, one worker and one thread of inference each; the same rows as JSON over 64
- * connections, from the same load generator; in turn. And what a container feels: the time from exec to ready, and memory.
+ * connections, from the same load generator; in turn. And what a container feels: the time from exec to ready, memory, and where
+ * a Docker Engine answers the time from `docker run` to the first prediction.
  *
  * `bench/peers/install.sh` puts the peers into .cache/peers (Python 3.11, PyPI, 500 MB); without them they are skipped.
  */
 import { execFileSync } from "node:child_process"
 import { existsSync, readFileSync } from "node:fs"
 import path from "node:path"
+import { ensureBaseImage, ensureEngine } from "../test/setup/engine.ts"
 import {
   type Row,
   type Started,
   RUNS,
+  buildBento,
   closedLoop,
   generator,
   imageCommand,
@@ -23,6 +26,7 @@ import {
   residentBytes,
   root,
   scratch,
+  sleep,
   startServer,
 } from "./harness.ts"
 
@@ -39,10 +43,8 @@ const peersFolder = path.join(root, "bench/peers")
 const bodies = irisBodies()
 iris()
 const example = (name: string): string => readFileSync(path.join(root, "examples/iris", name), "utf8")
-const withCode = imageCommand({
-  "bentofile.yaml": example("bentofile.yaml"),
-  "service.ts": example("service.ts"),
-})
+const project = { "bentofile.yaml": example("bentofile.yaml"), "service.ts": example("service.ts") }
+const withCode = imageCommand(project)
 const noCode = imageCommand({ "bentofile.yaml": "models: [iris_clf]\n" })
 
 const ours: Contestant = {
@@ -140,6 +142,50 @@ async function compare(): Promise<Row[]> {
         },
       ]
     }),
+    ...(await containerRow(bentomlReady)),
+  ]
+}
+
+/** All that a user waits for, with one CPU, against BentoML's server process alone. */
+async function containerRow(bentomlReady: number): Promise<Row[]> {
+  const log = (line: string): void => void process.stdout.write(`${line}\n`)
+  const engine = await ensureEngine({ log })
+  if (!engine.available) {
+    log(`skipped: ${engine.reason ?? "no Docker Engine"}`)
+    return []
+  }
+  const docker = (...args: string[]): string => execFileSync("docker", args, { encoding: "utf8" }).trim()
+  const base = await ensureBaseImage({ log })
+  const image = `bentoctl-bench-peers-${process.pid}:1`
+  const env: Record<string, string> = base.standIn ? { BENTOCTL_BASE_IMAGE: base.image } : {}
+  buildBento(project, ["--containerize", "-t", image], env)
+  const predictedMs: number[] = []
+  try {
+    for (let run = 0; run < RUNS; run++) {
+      const startedMs = performance.now()
+      const id = docker("run", "-d", "--cpus", "1", "-p", "127.0.0.1::3000", image)
+      const url = `http://${docker("port", id, "3000")}/classify`
+      const isAnswered = (): Promise<boolean> =>
+        fetch(url, { method: "POST", body: bodies[0] ?? "" }).then(
+          ({ status }) => status === 200,
+          () => false,
+        )
+      while (!(await isAnswered())) await sleep(2)
+      predictedMs.push(performance.now() - startedMs)
+      docker("rm", "-f", id)
+    }
+  } finally {
+    docker("rmi", "-f", image)
+  }
+  const ms = median(predictedMs)
+  return [
+    {
+      what: "docker run → first prediction, 1 CPU",
+      measured: `${ms.toFixed(0)} ms`,
+      against: `BentoML's server process, ready: ${bentomlReady.toFixed(0)} ms: 1/${(bentomlReady / ms).toFixed(1)}`,
+      goal: "< 1/3",
+      met: ms < bentomlReady / 3,
+    },
   ]
 }
 
