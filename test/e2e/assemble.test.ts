@@ -142,21 +142,17 @@ describe(
   "assembled and built by the Dockerfile, equal in every file and in the config",
   { skip: unavailable },
   () => {
-    for (const [example, model] of [
-      ["iris", "iris_clf"],
-      ["digits", "digits"],
-    ] as const) {
-      test(`examples/${example}`, async () => {
-        const context = path.join(root, "examples", example)
-        const env = { BENTOML_HOME: home }
-        const imported = await bentoctl(
-          ["models", "import", path.join(context, `${example}.onnx`), "--name", model],
-          env,
-        )
-        assert.equal(imported.code, 0, imported.stderr)
-        await assertEqualBothWays(await bentoOf(context, example))
-      })
+    const exampleOf = async (example: string, model: string): Promise<Tag> => {
+      const context = path.join(root, "examples", example)
+      const args = ["models", "import", path.join(context, `${example}.onnx`), "--name", model]
+      const imported = await bentoctl(args, { BENTOML_HOME: home })
+      assert.equal(imported.code, 0, imported.stderr)
+      return bentoOf(context, example)
     }
+
+    test("examples/iris", async () => {
+      await assertEqualBothWays(await exampleOf("iris", "iris_clf"))
+    })
 
     test("a Bento with a set-up script, variables, labels, two models and links", async () => {
       const dir = await project({
@@ -173,10 +169,9 @@ describe(
       await assertEqualBothWays(await bentoOf(dir, "setup"))
     })
 
-    test("on a base that has neither folders, nor a PATH, nor a command", async () => {
-      const dir = await project({ "bentofile.yaml": "models: [iris_sklearn]\n" })
+    test("examples/digits, on a base that has neither folders, nor a PATH, nor a command", async () => {
       const base = await loadBase("bare", {}, folders(["etc", 0o755]))
-      await assertEqualBothWays(await bentoOf(dir, "bare"), { base })
+      await assertEqualBothWays(await exampleOf("digits", "digits"), { base })
     })
 
     test("on a base whose folders are not root's, and whose config says all that one can say", async () => {

@@ -3,7 +3,7 @@
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { run, SetupError, tail } from "./process.ts"
-import type { Log } from "./process.ts"
+import type { Log, RunResult } from "./process.ts"
 
 /** The machine's Linux distribution, as /etc/os-release names it. */
 export interface Distribution {
@@ -48,6 +48,15 @@ export function isRoot(): boolean {
 
 const aptOptions = ["-o", "DPkg::Lock::Timeout=180", "-o", "Acquire::Retries=2", "-o", "Dpkg::Use-Pty=0"]
 
+const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
+let updating: Promise<RunResult> | undefined
+
+/** Once for each process: the mirrors do not change while it runs. */
+function aptUpdate(): Promise<RunResult> {
+  updating ??= run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  return updating
+}
+
 /**
  * Installs packages, after a fresh `apt-get update`. Names in `optional` are installed where this release has them
  * (Debian 13 split `docker-cli` from `docker.io`; Debian 12 has no such package).
@@ -56,8 +65,7 @@ export async function aptInstall(
   packages: readonly string[],
   options: { log: Log; optional?: readonly string[] },
 ): Promise<void> {
-  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
-  const updated = await run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  const updated = await aptUpdate()
   if (updated.missing) {
     throw new SetupError("There is no apt-get on this machine", `Install ${packages.join(", ")} by hand.`)
   }
@@ -84,8 +92,7 @@ export async function aptInstall(
 export async function aptUnpack(packages: readonly string[], folder: string): Promise<void> {
   const archives = join(folder, ".archives")
   await mkdir(join(archives, "partial"), { recursive: true })
-  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
-  const updated = await run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  const updated = await aptUpdate()
   const where = ["-o", `Dir::Cache::archives=${archives}`, "-o", "Debug::NoLocking=1"]
   const args = ["install", "-y", "--download-only", "--reinstall", "--no-install-recommends", ...where]
   const fetched = await run("apt-get", [...args, ...aptOptions, ...packages], { env, timeoutMs: 300_000 })

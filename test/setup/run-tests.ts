@@ -5,8 +5,10 @@
  *
  * 1. what needs no engine: `npm run check` (lint, types, format), then the unit tests;
  * 2. what shares the Docker Engine: the engine and a base image, then test/e2e one file at a time, because these
- *    tests look at the engine as a whole (what a build leaves there, what `image prune` finds, the build cache). Only
- *    the file in `WAITING` goes beside them.
+ *    tests look at the engine as a whole (what a build leaves there, what `image prune` finds, the build cache), build
+ *    at its BuildKit, or make images of the same name.
+ *
+ * The few files in `BESIDE` do none of this; the line that is done first goes on with them.
  *
  * A filter is a test file, a folder, or a part of a path; with one there is no `npm run check`.
  * BENTOCTL_TEST_ENGINE=skip leaves out what needs an engine, and says so.
@@ -29,8 +31,11 @@ const root = resolve(import.meta.dirname, "../..")
 const print = (text: string): void => void process.stdout.write(`${text}\n`)
 const log = (line: string): void => print(`  ${line}`)
 
-/** It watches one container of its own for a minute by the clock, and looks at nothing else in the engine. */
+/** It watches a container of its own for a minute by the clock, and starts at once: it needs no processor. */
 const WAITING = "test/e2e/quiet.test.ts"
+
+/** They load images of their own names, which no step has to run for, and look at nothing else in the engine. */
+const BESIDE = ["ci", "containerize", "push", "selftest"].map((name) => `test/e2e/${name}.test.ts`)
 
 /** The test files that the filters name, unit tests first; a filter that names none is an error of the caller. */
 export function selectFiles(
@@ -77,8 +82,14 @@ async function check(report: Report): Promise<void> {
   else report.fail(name, durationMs, output)
 }
 
-/** Gets engine and base image; the environment that tells the tests of them. Null when what needs them cannot run. */
-async function prepareEngine(report: Report): Promise<NodeJS.ProcessEnv | null> {
+interface Engine {
+  /** Tells the tests of the base image. */
+  readonly env: NodeJS.ProcessEnv
+  readonly removeLeftovers: () => Promise<void>
+}
+
+/** Gets engine and base image. Null when what needs them cannot run. */
+async function prepareEngine(report: Report): Promise<Engine | null> {
   const startedMs = performance.now()
   const name = "a Docker Engine with a base image"
   if (process.env["BENTOCTL_TEST_ENGINE"] === "skip") {
@@ -98,7 +109,8 @@ async function prepareEngine(report: Report): Promise<NodeJS.ProcessEnv | null> 
   try {
     const { image } = await ensureBaseImage({ log })
     report.pass(name, performance.now() - startedMs)
-    return { ...process.env, ...(image !== REAL_BASE && { BENTOCTL_BASE_IMAGE: image }) }
+    const env = { ...process.env, ...(image !== REAL_BASE && { BENTOCTL_BASE_IMAGE: image }) }
+    return { env, removeLeftovers: await watchLeftovers() }
   } catch (error) {
     return failed(explain(error))
   }
@@ -140,27 +152,32 @@ async function runFiles(
   for await (const event of stream) report.event(event)
 }
 
-/** The first line of work; one processor less for it where the second one is on the way, too. */
+/** The first line of work. One processor is left to the second, where there is one. */
 async function runWithoutEngine(run: Run): Promise<void> {
   if (run.everything) await check(run.report)
-  const beside = run.e2e.length > 0 ? 1 : 0
-  await runFiles(run.unit, run, { concurrency: Math.max(2, availableParallelism()) - beside })
+  const left = run.e2e.length > 0 ? 1 : 0
+  await runFiles(run.unit, run, { concurrency: Math.max(2, availableParallelism()) - left })
 }
 
-/** The second line of work. */
-async function runWithEngine(run: Run): Promise<void> {
-  if (run.e2e.length === 0) return
-  const env = await prepareEngine(run.report)
-  if (env === null) {
-    for (const file of run.e2e) run.report.skip(file, "no Docker Engine")
-    return
+/** Both lines of work; the one that is done first goes on with what may run beside the other. */
+async function runBothLines(run: Run): Promise<void> {
+  const { e2e } = run
+  const preparing = e2e.length === 0 ? null : prepareEngine(run.report)
+  /** Takes one file after the other until none is left; two may take from the same list. */
+  const runEach = async (files: string[]): Promise<void> => {
+    const engine = await preparing
+    for (let file = files.shift(); file !== undefined; file = files.shift()) {
+      if (engine === null) run.report.skip(file, "no Docker Engine")
+      else await runFiles([file], run, { concurrency: 1, env: engine.env })
+    }
   }
-  const removeLeftovers = await watchLeftovers()
-  const [waiting, others] = [true, false].map((waits) =>
-    run.e2e.filter((file) => (file === WAITING) === waits),
-  )
-  await Promise.all([waiting, others].map((files = []) => runFiles(files, run, { concurrency: 1, env })))
-  await removeLeftovers()
+  const beside = e2e.filter((file) => BESIDE.includes(file))
+  await Promise.all([
+    runWithoutEngine(run).then(() => runEach(beside)),
+    runEach(e2e.filter((file) => file !== WAITING && !BESIDE.includes(file))).then(() => runEach(beside)),
+    runEach(e2e.filter((file) => file === WAITING)),
+  ])
+  await (await preparing)?.removeLeftovers()
 }
 
 interface Arguments {
@@ -200,7 +217,7 @@ async function main(): Promise<number> {
   const home = await mkdtemp(join(tmpdir(), "bentoctl-test-home-"))
   isolateEnvironment(home)
   try {
-    await Promise.all([runWithoutEngine(run), runWithEngine(run)])
+    await runBothLines(run)
   } finally {
     await rm(home, { recursive: true, force: true })
   }
