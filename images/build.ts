@@ -70,7 +70,9 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     import("./sbom.ts").catch(() => {})
     options.meanwhile?.()
   }
-  const { project, description } = await describeProject(opened, { ...options, meanwhile })
+  const described = await describeProject(asBento(opened, options.name), { ...options, meanwhile })
+  const { description } = described
+  const project = { ...described.project, bentofile: opened.bentofile }
   const { contextDir, bentofile, service, packages } = project
   const walk = await walkContext(contextDir, {
     // Without code nothing reads the sources; what `include` names comes along all the same.
@@ -93,7 +95,8 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const origin = { git, license, bentoctlVersion: runtime.version }
   const bento = bentoOf(project, description, options, origin, (note) => void notes.push(note))
   notes.push(...walk.notes)
-  const { openapi, prepared } = description
+  const { prepared } = description
+  const openapi = withVersion(description.openapi, bento.tag.version)
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
   const { dockerfileTemplate } = bentofile.docker
@@ -171,7 +174,7 @@ function bentoOf(
       ? makeVersion(options.now, options.random)
       : checkVersion(options.version, note)
   return {
-    tag: { name: nameOf(project, description, options.name, note), version },
+    tag: { name: nameOf(project, description.service.name, options.name, note), version },
     service: service ?? "",
     description: bentofile.description ?? "",
     labels: { ...bentofile.labels, ...options.labels },
@@ -203,15 +206,27 @@ async function licenseOf(contextDir: string): Promise<string | null> {
   }
 }
 
+/** Without code the Bento's name is that of its service, also in the document of its APIs. */
+function asBento(project: Project, asked: string | undefined): Project {
+  if (project.service !== null) return project
+  return { ...project, bentofile: { ...project.bentofile, name: nameOf(project, "", asked, () => {}) } }
+}
+
+/** As the server in the image tells it: the version is chosen after the service was described. */
+function withVersion(openapi: JsonObject, version: string): JsonObject {
+  const { info } = openapi
+  return { ...openapi, info: { ...(typeof info === "object" ? info : {}), version } }
+}
+
 /** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */
-function nameOf(project: Project, description: Description, asked: string | undefined, note: Note): string {
+function nameOf(project: Project, serviceName: string, asked: string | undefined, note: Note): string {
   const { bentofile, service, models, contextDir } = project
   if (asked !== undefined) return checkName(asked, note)
   if (bentofile.name !== null) return checkName(bentofile.name, note)
   const [model, ...others] = models
   const derived =
     service !== null
-      ? snakeCase(description.service.name)
+      ? snakeCase(serviceName)
       : model !== undefined && others.length === 0
         ? model.model.tag.name
         : path.basename(contextDir)

@@ -60,11 +60,12 @@ before(async () => {
   files.image = await filesOf(image)
 })
 
-/** Waits for the server in a container, and asks it for a prediction; nothing of the host's network is needed. */
-const ASK = `
+/** Waits for the server in a container; nothing of the host's network is needed. */
+const WAIT = `
   const until = Date.now() + 20000
   const ready = () => fetch("http://127.0.0.1:3000/readyz").then((r) => r.status === 200, () => false)
-  while (!(await ready()) && Date.now() < until) await new Promise((resolve) => setTimeout(resolve, 20))
+  while (!(await ready()) && Date.now() < until) await new Promise((resolve) => setTimeout(resolve, 20))`
+const ASK = `${WAIT}
   const body = JSON.stringify({ X: [[5.1, 3.5, 1.4, 0.2]] })
   const response = await fetch("http://127.0.0.1:3000/run", { method: "POST", body })
   console.log(response.status, process.getuid(), process.getgid())`
@@ -153,8 +154,11 @@ describe("an image", () => {
     assert.equal(oci("source"), "https://git.example.com/team/iris")
     assert.equal(oci("licenses"), "MIT")
     assert.equal(oci("base.name"), baseImage)
-    const openapi = JSON.parse(labels["bentoctl.openapi"] ?? "") as { paths: object }
-    assert.ok("/run" in openapi.paths)
+    const id = await docker("run", "-d", "--network", "none", image)
+    containers.push(id)
+    const script = `${WAIT}\nconsole.log(await (await fetch("http://127.0.0.1:3000/docs.json")).text())`
+    const served: unknown = JSON.parse(await docker("exec", id, "node", "--input-type=module", "-e", script))
+    assert.deepEqual(JSON.parse(labels["bentoctl.openapi"] ?? ""), served)
     const [model] = JSON.parse(labels["bentoctl.models"] ?? "") as [Record<string, Record<string, unknown>>]
     assert.match(String(model["files"]?.["saved_model.onnx"]), /^sha256:[0-9a-f]{64}$/)
     assert.deepEqual(model["signatures"]?.["run"], {
