@@ -214,8 +214,9 @@ function asBento(project: Project, asked: string | undefined): Project {
 
 /** As the server in the image tells it: the version is chosen after the service was described. */
 function withVersion(openapi: JsonObject, version: string): JsonObject {
-  const { info } = openapi
-  return { ...openapi, info: { ...(typeof info === "object" ? info : {}), version } }
+  // Our own runtime wrote it.
+  const info = openapi["info"] as JsonObject | undefined
+  return { ...openapi, info: { ...info, version } }
 }
 
 /** `--name`, the bentofile's, the service's, the only model's, the folder's: the first that there is. */

@@ -118,6 +118,11 @@ docker: {setup_script: setup.sh}
     const asked = await build(named, { name: "Given", version: "V1" })
     assert.deepEqual(asked.bento.tag, { name: "given", version: "v1" })
     assert.deepEqual(asked.notes, ['version "V1" was lowered to "v1"', 'name "Given" was lowered to "given"'])
+    assert.deepEqual(
+      asked.openapi["info"],
+      { version: "v1" },
+      "what the document of the fake says, and the version",
+    )
     assert.equal((await build(named)).bento.tag.name, "written")
     const upper = { ...named, "bentofile.yaml": "service: service.ts:svc\nname: Written\n" }
     const lowered = await build(upper)
