@@ -1,6 +1,7 @@
 /** What the set-up needs of apt: installing packages, and the machine's own mirrors for a Debian root file system. */
 
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises"
+import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { run, SetupError, tail } from "./process.ts"
 import type { Log, RunResult } from "./process.ts"
@@ -51,9 +52,16 @@ const aptOptions = ["-o", "DPkg::Lock::Timeout=180", "-o", "Acquire::Retries=2",
 const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive", LC_ALL: "C.UTF-8" }
 let updating: Promise<RunResult> | undefined
 
+/** Test files run side by side, and apt-get fails where another one has its lists or archives: they take turns. */
+function aptInTurn(args: readonly string[], timeoutMs: number): Promise<RunResult> {
+  // --close: a daemon that a package starts would keep the lock.
+  const turn = ["--close", join(tmpdir(), "bentoctl-apt.lock"), "apt-get"]
+  return run("flock", [...turn, ...args], { env, timeoutMs })
+}
+
 /** Once for each process: the mirrors do not change while it runs. */
 function aptUpdate(): Promise<RunResult> {
-  updating ??= run("apt-get", ["update", ...aptOptions], { env, timeoutMs: 180_000 })
+  updating ??= aptInTurn(["update", ...aptOptions], 300_000)
   return updating
 }
 
@@ -77,7 +85,7 @@ export async function aptInstall(
   const wanted = [...packages, ...found]
   const args = ["install", "-y", "--no-install-recommends", ...aptOptions, ...wanted]
   options.log(`apt-get install -y --no-install-recommends ${wanted.join(" ")}`)
-  const installed = await run("apt-get", args, { env, timeoutMs: 600_000 })
+  const installed = await aptInTurn(args, 600_000)
   if (installed.code === 0) return
   throw new SetupError(
     aptFailure(wanted, updated.stderr, installed),
