@@ -95,7 +95,7 @@ async function layerNames(
   engine: Engine,
   reference: string,
   signal: AbortSignal | undefined,
-): Promise<ReadonlyMap<string, string>> {
+): Promise<ReadonlyMap<string, Held>> {
   const [image, history] = await Promise.all([
     engine.inspect(reference, signal),
     engine.history(reference, signal),
@@ -105,7 +105,16 @@ async function layerNames(
   // What lies below may be an image of ours as well, whose last line names no layer.
   const names = held.slice(held.lastIndexOf(null, end - 1) + 1, end)
   const ids = (image?.layers ?? []).slice(-names.length).map((digest) => digest.slice(7, 7 + 12))
-  return new Map(names.map((name, index) => [ids[index] ?? "", name ?? ""]))
+  const sizes = history.slice(end - names.length, end).map(({ sizeBytes }) => sizeBytes)
+  return new Map(
+    names.map((name, index) => [ids[index] ?? "", { name: name ?? "", sizeBytes: sizes[index] ?? 0 }]),
+  )
+}
+
+/** What a layer of ours holds. */
+interface Held {
+  readonly name: string
+  readonly sizeBytes: number
 }
 
 interface Layer {
@@ -120,12 +129,12 @@ interface Layer {
 class LayerSteps {
   readonly #layers = new Map<string, Layer>()
   readonly #prefix: string
-  readonly #names: ReadonlyMap<string, string>
+  readonly #ours: ReadonlyMap<string, Held>
   readonly #clock: () => number
 
-  constructor(prefix: string, names: ReadonlyMap<string, string>, clock: () => number) {
+  constructor(prefix: string, ours: ReadonlyMap<string, Held>, clock: () => number) {
     this.#prefix = prefix
-    this.#names = names
+    this.#ours = ours
     this.#clock = clock
   }
 
@@ -149,6 +158,8 @@ class LayerSteps {
     layer.secondsLeft = secondsLeft
     if (status === "Pushed") {
       layer.state = "sent"
+      // Of a small one some engines tell nothing before.
+      if (layer.bytes === 0) layer.bytes = this.#ours.get(id)?.sizeBytes ?? 0
       yield { ...step, state: "done", durationMs: this.#clock() - layer.sinceMs }
     } else if (status === "Layer already exists" || status.startsWith("Mounted from ")) {
       layer.state = "present"
@@ -180,7 +191,7 @@ class LayerSteps {
   }
 
   #step(id: string) {
-    const name = this.#names.get(id)
+    const name = this.#ours.get(id)?.name
     const shown = name === undefined ? `layer ${id}` : `layer ${id} (${name})`
     return { type: "step", step: `${this.#prefix} ${id}`, name: shown } as const
   }

@@ -30,7 +30,7 @@ function engine(said: readonly Said[], failure?: Error) {
       line("bentoctl: model of an image below in /x"),
       line("container config"),
       line("bentoctl: model iris:1 in /home/bentoml/bento/models/iris/1"),
-      line("bentoctl: source in /home/bentoml/bento/src"),
+      line("bentoctl: source in /home/bentoml/bento/src", 512),
       line("container config"),
     ],
   }
@@ -45,7 +45,7 @@ const image = {
   repoDigests: [],
   sizeBytes: 0,
 }
-const line = (createdBy: string) => ({ createdS: 0, createdBy, comment: "", sizeBytes: 0 })
+const line = (createdBy: string, sizeBytes = 0) => ({ createdS: 0, createdBy, comment: "", sizeBytes })
 
 async function push(
   said: readonly Said[],
@@ -72,6 +72,15 @@ function short(events: readonly BuildEvent[]): string[] {
     return event.type
   })
 }
+
+test("of a layer of ours that is sent without a word on its size, the size is that of the history", async () => {
+  const { events } = await push([
+    ["c", "Preparing"],
+    ["c", "Pushed"],
+  ])
+  const pushed = events.at(-1)
+  assert.deepEqual(pushed?.type === "pushed" && pushed.layers, { sent: 1, present: 0, sentBytes: 512 })
+})
 
 test("each layer is a step: sent, there already, or mounted from another repository", async () => {
   const { events } = await push([
