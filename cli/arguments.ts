@@ -21,6 +21,7 @@ export async function readSignatures(
 async function readArgument(flag: string, file: string, cwd: string): Promise<string> {
   return readFile(path.resolve(cwd, file), "utf8").catch((error: NodeJS.ErrnoException) => {
     const reason = error.code === "ENOENT" ? "no such file" : error.message
-    throw new BentoError("IMPORT_FAILED", `${flag}: ${file}: ${reason}`, { cause: error })
+    const hint = "Check the path; the store is unchanged."
+    throw new BentoError("IMPORT_FAILED", `${flag}: ${file}: ${reason}`, { hint, cause: error })
   })
 }

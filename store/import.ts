@@ -324,8 +324,13 @@ function isBatchable(info: OnnxInfo): boolean {
 async function checkGraph(file: string, { check, path, signal }: ImportOptions): Promise<void> {
   const result = await orAborted(check(file, signal), signal)
   if (result.ok) return
-  const message = result.message.replaceAll(file, path).replaceAll(dirname(file), dirname(path))
-  throw new BentoError("IMPORT_FAILED", `${path} cannot be loaded by ONNX Runtime: ${message}`)
+  const message = result.message
+    .replace(`Load model from ${file} failed:`, "")
+    .replaceAll(file, path)
+    .replaceAll(dirname(file), dirname(path))
+  throw new BentoError("IMPORT_FAILED", `${path} cannot be loaded by ONNX Runtime: ${message}`, {
+    hint: "Mend the graph, or export it again with operators that ONNX Runtime has; the store is unchanged.",
+  })
 }
 
 /** Examples that the model answers as they say; those in `file` are written into its folder, those there are only tested. */
@@ -554,7 +559,10 @@ async function noModelIn(path: string): Promise<BentoError> {
 /** A file of the user's that cannot be read. */
 function unreadable(path: string, error: unknown): unknown {
   if (!(error instanceof Error) || !("syscall" in error)) return error
-  if (isMissing(error)) return new BentoError("IMPORT_FAILED", `${path}: no such file`, { cause: error })
+  if (isMissing(error)) {
+    const hint = "Check the path; the store is unchanged."
+    return new BentoError("IMPORT_FAILED", `${path}: no such file`, { hint, cause: error })
+  }
   return new BentoError("IMPORT_FAILED", `${path} cannot be read: ${error.message}`, { cause: error })
 }
 

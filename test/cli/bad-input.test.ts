@@ -130,7 +130,7 @@ describe("models import", () => {
     const of = (name: string): string => path.join(folder, name)
     const failed = (args: string[], ...messages: (string | RegExp)[]): Promise<void> =>
       refused([iris, "--name", "x", ...args], "IMPORT_FAILED", ...messages)
-    await failed(["--metadata", of("none.yaml")], "none.yaml: no such file")
+    await failed(["--metadata", of("none.yaml")], "none.yaml: no such file", "Check the path")
     await failed(["--metadata", of("list.yaml")], "list.yaml must hold a map")
     await failed(["--metadata", of("bad.yaml")], "bad.yaml")
     await failed(["--signature", of("dim.json")], "dim.json", "batch_dim must be an axis")
@@ -144,6 +144,17 @@ describe("models import", () => {
   test("a store that cannot be written", async () => {
     const home = path.join(await folderWith({ file: "" }), "file")
     assertRefused(await run(["models", "import", iris, "--name", "x"], { home }), "STORE_UNUSABLE", home)
+  })
+
+  test("a home that is a link to nowhere, as to a disk that is not mounted", async () => {
+    const home = path.join(await folderWith({}), "link")
+    await symlink("/no/such/disk", home)
+    assertRefused(
+      await run(["models", "import", iris, "--name", "x"], { home }),
+      "STORE_UNUSABLE",
+      "a file, or a link that leads nowhere, stands where a folder should be",
+      home,
+    )
   })
 
   test("a bundle that is not built", async () => {

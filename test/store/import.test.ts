@@ -336,16 +336,16 @@ test("what cannot be imported is named with the reason, and the store stays as i
   await mkdir(join(folder, "full"))
   await cp(join(MODELS, "row_id.onnx"), join(folder, "full", "net.onnx"))
   const rows = [
-    [join(folder, "none.onnx"), /none\.onnx: no such file/, undefined],
-    [join(folder, "full", "net.onnx", "x"), /no such file/, undefined],
+    [join(folder, "none.onnx"), /none\.onnx: no such file/, /^Check the path/],
+    [join(folder, "full", "net.onnx", "x"), /no such file/, /^Check the path/],
     [join(folder, "empty"), /empty is a folder without a model: it has no model\.yaml/, /\.onnx file/],
     [join(folder, "full"), /full is a folder without a model/, /net\.onnx/],
     [join(MODELS, "text.onnx"), /text\.onnx is not an ONNX model/, /text file/],
     [join(MODELS, "truncated.onnx"), /truncated\.onnx .*cut off/, /completely/],
     [
       join(MODELS, "unknown_op.onnx"),
-      /unknown_op\.onnx cannot be loaded by ONNX Runtime: .*NoSuchOp/,
-      undefined,
+      /unknown_op\.onnx cannot be loaded by ONNX Runtime: This is an invalid model\. .*NoSuchOp/,
+      /^Mend the graph/,
     ],
     ["/dev/null", /neither a file nor a folder/, undefined],
   ] as const
