@@ -7,7 +7,7 @@ import type { StandardSchemaV1 } from "@standard-schema/spec"
 import type { DescriptorInfo, Json, JsonObject } from "../store/bento.ts"
 import type { TensorSpec } from "../store/model.ts"
 import { ServeError } from "./errors.ts"
-import type { DType, Tensor, Tensors } from "./tensor.ts"
+import { type DType, DTYPES, type Tensor, type Tensors } from "./tensor.ts"
 import { castTensor } from "./tensor-cast.ts"
 import {
   formatTensor,
@@ -49,6 +49,11 @@ export function json<S extends StandardSchemaV1>(
   schema: S,
 ): Descriptor<StandardSchemaV1.InferOutput<S>, StandardSchemaV1.InferInput<S>>
 export function json(schema?: StandardSchemaV1): Descriptor<unknown> {
+  if (schema !== undefined && typeof schema["~standard"]?.validate !== "function") {
+    throw new TypeError(
+      "json(): what it was given is no Standard Schema; pass one of zod, valibot or arktype",
+    )
+  }
   const describe = (side: "input" | "output") => (): DescriptorInfo => ({
     kind: "json",
     mediaType: "application/json",
@@ -95,6 +100,11 @@ export function text(): Descriptor<string> {
   }
 }
 
+/** Node strips types and checks none: what is written in a service can be anything. */
+function isShape(shape: unknown): boolean {
+  return Array.isArray(shape) && shape.every((size) => Number.isInteger(size) && size >= -1)
+}
+
 export interface NdarrayOptions<D extends DType> {
   readonly dtype?: D
   /** -1 = any size: `[-1, 4]` are any number of rows of four. */
@@ -121,6 +131,12 @@ export function ndarray<D extends DType>(
 export function ndarray(options?: NdarrayOptions<DType>): Descriptor<Tensor>
 export function ndarray(options: NdarrayOptions<DType> = {}): Descriptor<Tensor> {
   const { dtype = null, shape, enforceDtype = true, enforceShape = true } = options
+  if (dtype !== null && !DTYPES.includes(dtype)) {
+    throw new TypeError(`ndarray(): dtype ${JSON.stringify(dtype)} is none of ${DTYPES.join(", ")}`)
+  }
+  if (shape !== undefined && !isShape(shape)) {
+    throw new TypeError(`ndarray(): shape ${JSON.stringify(shape)} must be a list of sizes, -1 for any`)
+  }
   const describe = (): DescriptorInfo => ({
     kind: "ndarray",
     mediaType: "application/json",

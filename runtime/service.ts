@@ -248,10 +248,12 @@ function* checkService(options: ServiceOptions): Generator<Issue> {
     if (!bindings.has(handle)) yield { field, message: "must be made by runner()" }
     else if (handle.methods.length === 0) yield { field, message: "names no method" }
   }
-  if (options.apis.length === 0) yield { field: "apis", message: "must hold at least one API" }
+  const apis = Array.isArray(options.apis) ? options.apis : []
+  if (apis.length === 0) yield { field: "apis", message: "must hold at least one API" }
   const names = new Map<string, string>()
   const routes = new Map<string, string>()
-  for (const [index, { name, route }] of options.apis.entries()) {
+  for (const [index, definition] of apis.entries()) {
+    const { name, route } = definition
     const field = `apis[${index}]`
     if (typeof name !== "string" || !API_NAME.test(name)) {
       yield {
@@ -275,7 +277,17 @@ function* checkService(options: ServiceOptions): Generator<Issue> {
     if (sameRoute !== undefined)
       yield { field: `${field}.route`, message: `${route} is already the route of ${sameRoute}` }
     else routes.set(route, field)
+    yield* checkParts(definition, field)
   }
+}
+
+/** Node strips types and checks none: what is written in a service can be anything. */
+function* checkParts(definition: Partial<Api>, field: string): Generator<Issue> {
+  const message = "must be a descriptor: json(), text(), ndarray()"
+  if (typeof definition.input?.describeInput !== "function") yield { field: `${field}.input`, message }
+  if (typeof definition.output?.describeOutput !== "function") yield { field: `${field}.output`, message }
+  if (typeof definition.handler !== "function")
+    yield { field: `${field}.handler`, message: "must be a function" }
 }
 
 /** The service as data. */

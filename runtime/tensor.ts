@@ -50,6 +50,8 @@ const ARRAYS = {
   bool: Uint8Array,
 } as const
 
+export const DTYPES: readonly string[] = [...Object.keys(ARRAYS), "string"]
+
 /** A tensor of a dtype that is known only at run time. */
 export function makeTensor(dtype: DType, shape: readonly number[], data: TensorData[DType]): Tensor {
   // The caller has paired dtype and data; the union cannot express that for a dtype in a variable.

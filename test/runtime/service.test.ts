@@ -78,6 +78,39 @@ describe("service()", () => {
   test("needs an API", () => {
     assert.throws(() => service({ name: "s", apis: [] }), /apis: must hold at least one API/)
   })
+
+  // Node strips types and checks none, so what the compiler would refuse gets here.
+  test("takes descriptors and a handler, and nothing else, for what they are", () => {
+    const wrong = JSON.parse('{"name": "a", "input": "json", "output": {}, "handler": 5}') as never
+    assert.throws(
+      () => service({ name: "s", apis: [api(wrong), api({ name: "b" } as never)] }),
+      (error: unknown) => {
+        assert(error instanceof IssueError)
+        const fields = ["input", "output", "handler"]
+        assert.deepEqual(
+          error.issues.map(({ field }) => field),
+          [0, 1].flatMap((index) => fields.map((field) => `apis[${index}].${field}`)),
+        )
+        assert.match(error.message, /apis\[0\]\.input: must be a descriptor: json\(\), text\(\), ndarray\(\)/)
+        return true
+      },
+    )
+    assert.throws(() => service({ name: "s" } as never), /apis: must hold at least one API/)
+  })
+})
+
+test("a descriptor is made of what it can hold a body to", () => {
+  assert.throws(() => json({ schema: z.string() } as never), /json\(\): .* is no Standard Schema/)
+  assert.throws(
+    () => ndarray({ dtype: "float" as never }),
+    /ndarray\(\): dtype "float" is none of float16, .*, string/,
+  )
+  for (const shape of [4, [-2], [1.5], ["N"]]) {
+    assert.throws(
+      () => ndarray({ shape: shape as never }),
+      /ndarray\(\): shape .* must be a list of sizes, -1 for any/,
+    )
+  }
 })
 
 describe("a runner", () => {
