@@ -55,6 +55,21 @@ const PLANTED: Record<string, readonly [source: string, rule: string]> = {
   ],
   "store/planted-default.ts": [`export default 1\n`, "import(no-default-export)"],
   "store/planted-console.ts": [`console.log(1)\n`, "eslint(no-console)"],
+  "store/planted-misused.ts": [
+    `export function go(): void {\n  setTimeout(async () => {\n    await Promise.resolve(1)\n  }, 1)\n}\n`,
+    "typescript(no-misused-promises)",
+  ],
+  "store/planted-not-null.ts": [
+    `export function first(list: string[]): string {\n  return list[0]!\n}\n`,
+    "typescript(no-non-null-assertion)",
+  ],
+  "store/planted-type-import.ts": [
+    `import { Tag } from "./tag.ts"\nexport type T = Tag\n`,
+    "typescript(consistent-type-imports)",
+  ],
+  "store/planted-equal.ts": [`export const same = (a: unknown) => a == 1\n`, "eslint(eqeqeq)"],
+  "store/planted-var.ts": [`export var x = 1\n`, "eslint(no-var)"],
+  "store/planted-let.ts": [`let x = 1\nexport const y = x\n`, "eslint(prefer-const)"],
 }
 
 /** Files that break no rule, though they stand beside those that do. */
@@ -123,6 +138,24 @@ for (const [name, [, rule]] of Object.entries(PLANTED)) {
 test("nothing is said of files that keep the rules", () => {
   const wronglyNamed = found.filter(({ filename, code }) => filename in CLEAN && code !== "import(no-cycle)")
   assert.deepEqual(wronglyNamed, [])
+})
+
+test("each rule of the configuration has its planted violation, and each package that a layer may import is one of ours", async () => {
+  const read = async (name: string): Promise<string> => readFile(path.join(root, name), "utf8")
+  const config = await read(".oxlintrc.json")
+  const { rules } = JSON.parse(config) as { rules: Record<string, string> }
+  const planted = new Set(Object.values(PLANTED).map(([, rule]) => rule))
+  assert.deepEqual(
+    Object.keys(rules).filter((rule) => !planted.has(rule.replace(/^(\w+)\/(.+)$/, "$1($2)"))),
+    [],
+  )
+  const allowed = [...config.matchAll(/"!((?:@[a-z-]+\/)?[a-z][a-z-]*)[/"]/g)].map(([, name = ""]) => name)
+  const { dependencies } = JSON.parse(await read("package.json")) as { dependencies: Record<string, string> }
+  assert.ok(allowed.length > 0)
+  assert.deepEqual(
+    allowed.filter((name) => !(name in dependencies)),
+    [],
+  )
 })
 
 test("no program is started through a shell", async () => {

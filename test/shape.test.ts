@@ -19,7 +19,6 @@ const metafile = JSON.parse(readFileSync(path.join(root, "dist/metafile.json"), 
 
 /** Packages that may be part of the server. A new one is a decision: see the table in docs/architecture.md. */
 const BUNDLED = [
-  "@bufbuild/protobuf",
   "@hono/node-server",
   "@opentelemetry/api",
   "@pinojs/redact",
