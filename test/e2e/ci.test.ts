@@ -57,7 +57,8 @@ async function machine(name: string): Promise<{ project: string; env: Env }> {
     BENTOML_HOME: path.join(folder, name, "bentoml"),
     // A folder is linked, not copied; its scripts ran when it was built.
     BENTOCTL: root,
-    NPM_CONFIG_PREFIX: prefix,
+    // In small letters, as `npm test` sets it: of two spellings npm would take either.
+    npm_config_prefix: prefix,
     NPM_CONFIG_IGNORE_SCRIPTS: "true",
     PATH: `${prefix}/bin:${node}:${process.env["PATH"]}`,
   }
