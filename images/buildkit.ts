@@ -65,13 +65,24 @@ export function readable(name: string): string {
     .trim()
 }
 
+const STREAMS = ["stdout", "stderr"] as const
+type Stream = (typeof STREAMS)[number]
+
+/** What a step printed: its last lines, and of each stream the line that has no end yet. */
+interface StepLog {
+  tail: string[]
+  readonly open: Record<Stream, { rest: string; readonly decoder: InstanceType<typeof TextDecoder> }>
+}
+
+function emptyLog(): StepLog {
+  const opened = () => ({ rest: "", decoder: new TextDecoder() })
+  return { tail: [], open: { stdout: opened(), stderr: opened() } }
+}
+
 /** Turns the messages of one build into events, each step told once per state; remembers what explains a failure. */
 export class BuildKitTrace {
   readonly #vertexes = new Map<string, { name: string; started: boolean; ended: boolean; error: string }>()
-  readonly #logs = new Map<
-    string,
-    { rest: string; tail: string[]; decoder: InstanceType<typeof TextDecoder> }
-  >()
+  readonly #logs = new Map<string, StepLog>()
 
   failure(): BuildFailure {
     const failed = [...this.#vertexes].filter(
@@ -79,7 +90,7 @@ export class BuildKitTrace {
     )
     const [digest, vertex] = failed[0] ?? []
     const log = digest === undefined ? undefined : this.#logs.get(digest)
-    const rest = log === undefined || log.rest === "" ? [] : [log.rest]
+    const rest = STREAMS.flatMap((stream) => log?.open[stream].rest || [])
     return {
       step: vertex?.name,
       error: vertex?.error ?? "",
@@ -110,10 +121,12 @@ export class BuildKitTrace {
     if (known?.ended === true && known.error === error) return
     this.#vertexes.set(digest, { name, started: true, ended: true, error })
     const log = this.#logs.get(digest)
-    if (log !== undefined && log.rest !== "") {
-      log.tail.push(log.rest)
-      yield { type: "log", step: digest, stream: "stdout", text: log.rest }
-      log.rest = ""
+    for (const stream of STREAMS) {
+      const text = log?.open[stream].rest
+      if (log === undefined || !text) continue
+      log.tail.push(text)
+      log.open[stream].rest = ""
+      yield { type: "log", step: digest, stream, text }
     }
     const durationMs = Math.max(0, (completedMs ?? 0) - (startedMs ?? completedMs ?? 0))
     yield {
@@ -125,11 +138,12 @@ export class BuildKitTrace {
     }
   }
 
-  *#log(digest: string, stream: "stdout" | "stderr", bytes: Uint8Array): Generator<BuildEvent> {
-    const log = this.#logs.get(digest) ?? { rest: "", tail: [], decoder: new TextDecoder() }
+  *#log(digest: string, stream: Stream, bytes: Uint8Array): Generator<BuildEvent> {
+    const log = this.#logs.get(digest) ?? emptyLog()
     this.#logs.set(digest, log)
-    const lines = (log.rest + log.decoder.decode(bytes, { stream: true })).split("\n")
-    log.rest = lines.pop() ?? ""
+    const open = log.open[stream]
+    const lines = (open.rest + open.decoder.decode(bytes, { stream: true })).split("\n")
+    open.rest = lines.pop() ?? ""
     for (const line of lines) {
       const written = line.endsWith("\r") ? line.slice(0, -1) : line
       log.tail = [...log.tail.slice(-19), written]

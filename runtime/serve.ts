@@ -92,6 +92,10 @@ const OPTIONS = {
   output: { type: "string", short: "o" },
 } as const
 
+/** Of them, those that are for the people who start an image. */
+const SERVER_OPTIONS =
+  "--port, --host, --api-workers, --timeout, --print-config; whatever has no dash in front is executed in the server's place"
+
 type Flags = ReturnType<typeof parseFlags>
 
 function parseFlags(args: readonly string[]) {
@@ -107,7 +111,8 @@ async function main(args: readonly string[]): Promise<void> {
   try {
     flags = parseFlags(args)
   } catch (error) {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`)
+    const message = error instanceof Error ? error.message : String(error)
+    process.stderr.write(`${message}\nThe server's options: ${SERVER_OPTIONS}\n`)
     exit(2)
   }
   resolveOwnRuntime()

@@ -55,6 +55,25 @@ describe("BuildKit's messages", () => {
 })
 
 describe("a build's trace", () => {
+  test("keeps the lines of stdout and of stderr apart, however their pieces come", () => {
+    const trace = new BuildKitTrace()
+    const pieces = [
+      log("v", "ls: ", 2),
+      log("v", "hello\nwor", 1),
+      log("v", "cannot access\nrest", 2),
+      log("v", "ld\n", 1),
+    ]
+    const events = pieces.flatMap((piece) => [...trace.read(message([3, piece]))])
+    assert.deepEqual(
+      events.map((event) => event.type === "log" && [event.stream, event.text]),
+      [
+        ["stdout", "hello"],
+        ["stderr", "ls: cannot access"],
+        ["stdout", "world"],
+      ],
+    )
+  })
+
   test("tells each state of a step once, and its log by lines", () => {
     const trace = new BuildKitTrace()
     const read = (...fields: Field[]) => [...trace.read(message(...fields))]
@@ -66,9 +85,9 @@ describe("a build's trace", () => {
       { type: "log", step: "v", stream: "stdout", text: "one" },
     ])
     assert.deepEqual(
-      read([3, log("v", Uint8Array.of(0xbc, 0x0a), 2)], [2, message([1, "s"], [2, "v"], [4, 5], [5, 9])]),
+      read([3, log("v", Uint8Array.of(0xbc, 0x0a))], [2, message([1, "s"], [2, "v"], [4, 5], [5, 9])]),
       [
-        { type: "log", step: "v", stream: "stderr", text: "twü" },
+        { type: "log", step: "v", stream: "stdout", text: "twü" },
         { type: "progress", step: "v", name: "s", current: 5, total: 9 },
       ],
     )
