@@ -521,7 +521,9 @@ async function dockerEnv(
   const field = ["docker", "env"]
   const env = new Map<string, string>()
   const put = (name: string, value: string, where: YamlPath, part: "key" | "value"): void => {
-    const problem = envNameProblem(name) ?? controlProblem(value)
+    // The Bento has them as a map, in which no reader takes this key.
+    const refused = name === "__proto__" ? "the name __proto__ is refused" : null
+    const problem = refused ?? envNameProblem(name) ?? controlProblem(value)
     if (problem !== null) report(c, where, problem, part)
     else if (env.has(name)) report(c, where, `${name} is given twice`, part)
     else env.set(name, value)

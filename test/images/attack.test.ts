@@ -194,7 +194,7 @@ describe("in bentofile.yaml a hostile value is refused with its line, or arrives
       // What stands behind an equals sign is no name.
       put: (value) => `docker:\n  env:\n    - ${json(value === "x=y" ? "x =y" : `${value}=x`)}`,
       get: ({ env }) => [...env].at(-1)?.[0],
-      carried: ["4 KiB", "prototype", "constructor"],
+      carried: ["4 KiB", "constructor"],
     },
     "the name in docker.env": {
       at: "docker.env{}",
@@ -396,9 +396,8 @@ test("variables in a dotenv file have any value of a line, and any name that is 
       what,
     )
   }
-  for (const name of ["__proto__", "constructor"]) {
-    assert.deepEqual(Object.entries((await read(`${name}=x\n`)) ?? {}), [[name, "x"]])
-  }
+  assert.equal(await read("__proto__=x\n"), null)
+  assert.deepEqual(Object.entries((await read("constructor=x\n")) ?? {}), [["constructor", "x"]])
 })
 
 test("no field of bentofile.yaml is left out here", () => {
