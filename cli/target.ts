@@ -46,9 +46,16 @@ export function resolveContext(given: string, cwd: string): { contextDir: string
   const folder = path.resolve(cwd, given)
   if (isFolder(folder)) return { contextDir: folder }
   if (SERVICE.test(given)) return { contextDir: cwd, service: given }
-  throw new BentoError("BENTOFILE_NOT_FOUND", `no such folder: ${given}`, {
-    hint: "Give the folder that holds bentofile.yaml, or a service such as `service.ts:svc`.",
-  })
+  const isFile = statSync(folder, { throwIfNoEntry: false }) !== undefined
+  throw new BentoError(
+    "BENTOFILE_NOT_FOUND",
+    isFile ? `${given} is a file, not a folder` : `no such folder: ${given}`,
+    {
+      hint: isFile
+        ? "Give the folder that holds it; if it is a bentofile of another name, name it with `-f`."
+        : "Give the folder that holds bentofile.yaml, or a service such as `service.ts:svc`.",
+    },
+  )
 }
 
 function isFolder(file: string): boolean {

@@ -289,6 +289,13 @@ describe("bentofile.yaml", () => {
       "BENTOFILE_NOT_FOUND",
       "no such folder: /no/folder",
     )
+    const file = path.join(await folderWith({ "other.yaml": "" }), "other.yaml")
+    assertRefused(
+      await run(["build", file], { home }),
+      "BENTOFILE_NOT_FOUND",
+      `${file} is a file, not a folder`,
+      "name it with `-f`",
+    )
     assertRefused(
       await run(["build", folder, "-f", "nope.yaml"], { home, cwd: folder }),
       "BENTOFILE_NOT_FOUND",
