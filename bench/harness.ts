@@ -4,6 +4,7 @@ import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "no
 import net from "node:net"
 import { cpus, tmpdir } from "node:os"
 import path from "node:path"
+import { NODE_FLAGS } from "../store/node-flags.ts"
 import type { LoadOptions, LoadResult } from "./load.ts"
 
 export const root = path.resolve(import.meta.dirname, "..")
@@ -87,6 +88,7 @@ export async function startServer(
 export function serveCommand(spec: object): readonly string[] {
   return [
     process.execPath,
+    ...NODE_FLAGS,
     path.join(root, "dist/image/serve.js"),
     "--spec",
     JSON.stringify(spec),
@@ -116,7 +118,7 @@ export function imageCommand(project: Readonly<Record<string, string>>): readonl
   const bento = path.join(context, "bento")
   for (const name of ["src", "models"]) renameSync(path.join(context, name), path.join(bento, name))
   const entry = path.join(context, "runtime/entrypoint.js")
-  return [process.execPath, entry, "serve", "--bento", bento, "--port", "{port}"]
+  return [process.execPath, ...NODE_FLAGS, entry, "serve", "--bento", bento, "--port", "{port}"]
 }
 
 export interface BenchModel {

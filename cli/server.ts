@@ -2,10 +2,11 @@
 import { spawn, type ChildProcess } from "node:child_process"
 import { constants } from "node:os"
 import type { Readable, Writable } from "node:stream"
+import { NODE_FLAGS } from "../store/node-flags.ts"
 import type { Context } from "./context.ts"
 
 export interface ServerCommand {
-  /** Arguments of node, the entry first. */
+  /** The entry, and its arguments. */
   readonly args: readonly string[]
   readonly cwd: string
 }
@@ -21,7 +22,7 @@ export interface Server {
 }
 
 export function startServer(context: Context, command: ServerCommand): Server {
-  const child = spawn(context.nodePath, [...command.args], {
+  const child = spawn(context.nodePath, [...NODE_FLAGS, ...command.args], {
     cwd: command.cwd,
     env: context.env,
     // The channel tells the server when we are gone, however we went.

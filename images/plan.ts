@@ -9,6 +9,7 @@ import { formatBentoYaml, parseBentoYaml, refusePythonBento } from "../store/ben
 import type { Bento, DockerOptions, JsonObject, NodePackages, Platform } from "../store/bento.ts"
 import { PREPARED_DIR } from "../store/layout.ts"
 import { microsecondsOf, tensorSpecs } from "../store/model.ts"
+import { NODE_FLAGS } from "../store/node-flags.ts"
 import { faithfulJson, preparedName, preparedNameOf } from "../store/prepared.ts"
 import { compareText, formatTag } from "../store/tag.ts"
 import type { ContainerConfig, CopiedFolder, DockerfileVars, NamedValue } from "../templates/render.ts"
@@ -274,7 +275,7 @@ function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
       retries: 6,
     },
     user: "1034:1034",
-    entrypoint: [node, `${RUNTIME_PATH}/entrypoint.js`],
+    entrypoint: [node, ...NODE_FLAGS, `${RUNTIME_PATH}/entrypoint.js`],
   }
 }
 

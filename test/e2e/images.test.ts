@@ -8,6 +8,7 @@ import { buildBento } from "../../images/build.ts"
 import type { BuildEvent } from "../../images/builder.ts"
 import { containerize } from "../../images/containerize.ts"
 import { createDockerBuilder } from "../../images/docker.ts"
+import { NODE_FLAGS } from "../../store/node-flags.ts"
 import { BentoError, BuildError } from "../../store/errors.ts"
 import { formatTag } from "../../store/tag.ts"
 import { assertWithin, bentoctl, docker, root, run, searchImage, temporaryFolder, until } from "./support.ts"
@@ -204,7 +205,7 @@ describe("an image", { skip: unavailable }, () => {
       [config.User, config.Cmd, config.StopSignal, config.WorkingDir, Object.keys(config.ExposedPorts)],
       ["1034:1034", null, "SIGTERM", "/home/bentoml/bento", ["3000/tcp"]],
     )
-    assert.deepEqual(config.Entrypoint, ["node", "/opt/bentoctl/entrypoint.js"])
+    assert.deepEqual(config.Entrypoint, ["node", ...NODE_FLAGS, "/opt/bentoctl/entrypoint.js"])
   })
 
   test("holds the sources byte for byte, under names that are trouble, owned by root and readable by all", async () => {

@@ -48,4 +48,4 @@ LABEL "org.opencontainers.image.title"="iris_classifier"
 LABEL "org.opencontainers.image.version"="u2swufhfec6rgax4"
 LABEL "owner"="team a"
 USER 1034:1034
-ENTRYPOINT ["node", "/opt/bentoctl/entrypoint.js"]
+ENTRYPOINT ["node", "--max-semi-space-size=16", "/opt/bentoctl/entrypoint.js"]
