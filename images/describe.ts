@@ -136,9 +136,12 @@ export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "no
     // A group of its own: what the user's module starts is ended with it.
     detached: true,
   })
+  let isOver = false
   const stop = (): void => {
+    // Its number may be another group's by now.
+    if (isOver || child.pid === undefined) return
     try {
-      if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL")
+      process.kill(-child.pid, "SIGKILL")
     } catch {
       // It has ended already.
     }
@@ -155,7 +158,10 @@ export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "no
     else result.push(chunk)
   })
   // A process that the module left behind may hold the pipes open; the group goes with its leader.
-  child.on("exit", stop)
+  child.on("exit", () => {
+    stop()
+    isOver = true
+  })
   const ended = new Promise<Omit<Ended, "timedOut">>((resolve, reject) => {
     child.on("error", reject)
     child.on("close", (code, killedBy) => {

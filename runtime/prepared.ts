@@ -39,19 +39,19 @@ function sourceOf(url: string): Uint8Array {
   }
 }
 
-/** What importing the service reads from now on, below a folder. Our own bundle is left out. */
+/** Node's, whose first call takes 50 ms. */
+export function loadTypeStripper(): void {
+  stripTypeScriptTypes("")
+}
+
 export interface Imports {
-  /** Relative to the folder. */
+  /** Relative to the folder that is given. */
   readonly files: () => string[]
   /** Modules without their types, by the names that they are looked for under. */
   readonly prepared: () => Readonly<Record<string, string>>
 }
 
-/** Its first call takes 50 ms. */
-export function loadTypeStripper(): void {
-  stripTypeScriptTypes("")
-}
-
+/** What importing the service reads from now on. Our own bundle is left out. */
 export function watchImports(dir: string): Imports {
   const files = new Set<string>()
   const prepared = new Map<string, string>()
