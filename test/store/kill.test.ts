@@ -16,6 +16,8 @@ import { tempFolder, writesBento, writesModel } from "./support.ts"
 const KILLS = 200
 const WAVES = 5
 const AT_ONCE = 4
+/** What a child has said last when it is killed: by what it does and not by the clock, so that a slow disk sees all of them. */
+const MOMENTS = ["ready", "adds", "added", "removes", "removed"] as const
 
 /** What the children said; each tag is added once, by one child. */
 class Ledger {
@@ -57,7 +59,7 @@ function start(
   })
 }
 
-/** Starts a child, kills it a little after it began to work, and takes down all that it said. */
+/** Starts a child, kills it a little after a moment of its work, and takes down all that it said. */
 async function killOne(home: string, cache: string, ledger: Ledger): Promise<void> {
   const child = start(home, cache)
   const exited = once(child, "exit")
@@ -65,10 +67,15 @@ async function killOne(home: string, cache: string, ledger: Ledger): Promise<voi
   child.stderr.on("data", (data: Buffer) => (stderr += data.toString()))
   const lines = createInterface({ input: child.stdout })
   const closed = once(lines, "close")
-  const ready = once(lines, "line")
-  lines.on("line", (line) => ledger.note(line))
-  await Promise.race([ready, exited])
-  await setTimeout(randomInt(200))
+  const moment = MOMENTS[randomInt(MOMENTS.length)] ?? "ready"
+  const reached = new Promise<void>((resolve) => {
+    lines.on("line", (line) => {
+      ledger.note(line)
+      if (line.split(" ")[0] === moment) resolve()
+    })
+  })
+  await Promise.race([reached, exited])
+  await setTimeout(randomInt(50))
   child.kill("SIGKILL")
   const [[, signal]] = await Promise.all([exited, closed])
   assert.equal(signal, "SIGKILL", `a child ended by itself: ${stderr}`)
