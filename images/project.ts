@@ -424,7 +424,7 @@ function throwIssues(issues: readonly (Issue & { code: ErrorCode })[], what: str
     first.code,
     summary,
     issues.map(({ code, ...issue }) =>
-      code === first.code ? issue : { ...issue, message: `${code}: ${issue.message}` },
+      code === first.code ? issue : { ...issue, message: `${issue.message} [${code}]` },
     ),
   )
 }

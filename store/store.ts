@@ -347,7 +347,7 @@ class FileStore<T extends Manifest> implements Store<T> {
   /** Runs `work` with a folder of its own on the store's file system; afterwards it is gone. */
   async #withTemp<R>(work: (temp: string) => Promise<R>): Promise<R> {
     return this.#guard(async () => {
-      const made: Made[] = []
+      const made: string[] = []
       try {
         const temp = await this.#makeTemp(made)
         try {
@@ -365,7 +365,7 @@ class FileStore<T extends Manifest> implements Store<T> {
   }
 
   /** Folders made on the way go to `made`: a store that did not exist must not be left behind by a failure. */
-  async #makeTemp(made: Made[]): Promise<string> {
+  async #makeTemp(made: string[]): Promise<string> {
     for (let attempt = 1; ; attempt++) {
       try {
         await makeFolder(this.root, made)
@@ -525,15 +525,19 @@ async function outside(work: () => Promise<void>, signal: AbortSignal | undefine
   }
 }
 
-/** A folder that was made, and the highest of its parents that was made with it. */
-interface Made {
-  readonly path: string
-  readonly top: string
-}
-
-async function makeFolder(path: string, made: Made[]): Promise<void> {
-  const top = await mkdir(path, { recursive: true })
-  if (top !== undefined) made.push({ path, top })
+/** As `mkdir -p`. Node's own tries for ever where a folder that is there denies being there, as those of /proc do. */
+async function makeFolder(path: string, made: string[]): Promise<void> {
+  const missing: string[] = []
+  for (let at = path; (await statOrNull(at)) === null; at = dirname(at)) missing.push(at)
+  for (const folder of missing.toReversed()) {
+    try {
+      await mkdir(folder)
+      made.push(folder)
+    } catch (error) {
+      // Another writer was faster; a link that leads nowhere is there too, and is no folder.
+      if (codeOf(error) !== "EEXIST" || (await statOrNull(folder)) === null) throw error
+    }
+  }
 }
 
 function newestFirst<T extends Manifest>(a: StoreItem<T>, b: StoreItem<T>): number {
@@ -558,10 +562,8 @@ async function cleanTemp(tmp: string, own: string): Promise<void> {
 }
 
 /** Takes the folders that `mkdir` made for a writer that failed away again, as far as they are empty. */
-async function removeMade(made: readonly Made[]): Promise<void> {
-  for (const { path, top } of made.toReversed()) {
-    for (let at = path; at.startsWith(top); at = dirname(at)) await rmdir(at).catch(() => undefined)
-  }
+async function removeMade(made: readonly string[]): Promise<void> {
+  for (const folder of made.toReversed()) await rmdir(folder).catch(() => undefined)
 }
 
 async function removeEmpty(folder: string): Promise<boolean> {
@@ -634,6 +636,7 @@ const REASONS: Readonly<Record<string, string>> = {
   EACCES: "permission denied",
   EPERM: "not permitted",
   EROFS: "the file system is read-only",
+  ENOENT: "no folder can be made there",
   ENOTDIR: "a file, or a link that leads nowhere, stands where a folder should be",
   EEXIST: "a file, or a link that leads nowhere, stands where a folder should be",
   EISDIR: "a folder stands where a file should be",
