@@ -135,7 +135,7 @@ const RUNNER = {
     bool(),
     SWITCH,
     true,
-    "Run each signature before `/readyz` says yes: at one row, and at `max_batch_size`.",
+    "Run each signature before `/readyz` says yes: at one row, and at `max_batch_size` (or as many rows as take 2 s).",
   ),
   allow_cpu_fallback: ours(
     bool(),

@@ -246,7 +246,7 @@ interface SlotOptions {
   readonly spawn: Spawn
   readonly timeoutMs: number
   readonly loadTimeoutMs: number
-  /** A worker that was up is gone. */
+  /** A worker that took batches is gone. */
   readonly onDown: (reason: "exit" | "timeout") => void
 }
 
@@ -262,6 +262,8 @@ interface Pending extends Settlers<{ outputs: readonly WireTensor[]; inferMs: nu
 
 /** One worker thread at a time: started, given one batch after the other, started again when it is gone. */
 class WorkerSlot {
+  /** Is it to take batches? The runner says so of one that has loaded its model and is warmed up. */
+  serves = false
   readonly #options: SlotOptions
   #thread: WorkerThread | null = null
   #up = false
@@ -277,10 +279,6 @@ class WorkerSlot {
 
   constructor(options: SlotOptions) {
     this.#options = options
-  }
-
-  get up(): boolean {
-    return this.#up
   }
 
   /** Batches that the thread has and has not answered. */
@@ -342,6 +340,7 @@ class WorkerSlot {
       return
     }
     this.#up = false
+    this.serves = false
     const gone = new Promise<void>((resolve) => this.#whenGone.push(resolve))
     const stopTimer = this.#options.clock.setTimer(() => this.#gone(thread, "timeout", "closed"), graceMs)
     thread.postMessage({ type: "close" }, [])
@@ -380,8 +379,9 @@ class WorkerSlot {
   #gone(thread: WorkerThread, reason: "exit" | "timeout", message: string): void {
     if (thread !== this.#thread) return
     this.#thread = null
-    const wasUp = this.#up
+    const served = this.serves
     this.#up = false
+    this.serves = false
     if (reason === "timeout") {
       this.#stuck.add(thread)
       thread.postMessage({ type: "close" }, [])
@@ -392,7 +392,7 @@ class WorkerSlot {
     this.#pending = []
     this.#stopWatchdog?.()
     for (const resolve of this.#whenGone.splice(0)) resolve()
-    if (wasUp) this.#options.onDown(reason)
+    if (served) this.#options.onDown(reason)
     for (const { reject } of lost) reject(new WorkerLost(message))
   }
 }
@@ -472,7 +472,7 @@ class OnnxRunner implements ModelRunner {
   }
 
   get ready(): boolean {
-    return this.#started && !this.#closed && this.#slots.some((slot) => slot.up)
+    return this.#started && !this.#closed && this.#slots.some((slot) => slot.serves)
   }
 
   async start(): Promise<void> {
@@ -490,13 +490,10 @@ class OnnxRunner implements ModelRunner {
       return new WorkerSlot({ settings, clock, spawn, timeoutMs, loadTimeoutMs, onDown })
     })
     try {
-      const [loaded] = await Promise.all(this.#slots.map((slot) => slot.start()))
-      if (loaded === undefined) throw new Error("a runner needs at least one worker")
-      for (const note of loaded.notes) log.info(`${this.name}: ${note}`)
-      this.#describe(loaded)
-      const warmUpStartMs = clock.now()
-      if (config.warmUp) await Promise.all(this.#slots.map((slot, index) => this.#warmUp(slot, index === 0)))
-      metrics.loaded({ runner: this.name, loadMs: loaded.loadMs, warmUpMs: clock.now() - warmUpStartMs })
+      const [first] = await Promise.all(this.#slots.map((slot, index) => this.#open(slot, index === 0)))
+      if (first === undefined) throw new Error("a runner needs at least one worker")
+      for (const note of first.notes) log.info(`${this.name}: ${note}`)
+      metrics.loaded({ runner: this.name, loadMs: first.loadMs, warmUpMs: first.warmUpMs })
     } catch (error) {
       this.#closed = true
       await Promise.all(this.#slots.map((slot) => slot.close()))
@@ -511,7 +508,22 @@ class OnnxRunner implements ModelRunner {
       )
     }
     this.#started = true
-    this.#batcher.slots = this.#slots.filter((slot) => slot.up).length
+    this.#countSlots()
+  }
+
+  /** Has a slot load the model and warm up; from then on it takes batches. */
+  async #open(slot: WorkerSlot, tell: boolean): Promise<Loaded & { readonly warmUpMs: number }> {
+    const { clock, config } = this.#options
+    const loaded = await slot.start()
+    if (this.#methods.size === 0) this.#describe(loaded)
+    const startMs = clock.now()
+    if (config.warmUp) await this.#warmUp(slot, tell)
+    slot.serves = true
+    return { ...loaded, warmUpMs: clock.now() - startMs }
+  }
+
+  #countSlots(): void {
+    this.#batcher.slots = this.#slots.filter((slot) => slot.serves).length
   }
 
   run(signature: string, inputs: Tensors, options: RunOptions = {}): Promise<Tensors> {
@@ -550,7 +562,7 @@ class OnnxRunner implements ModelRunner {
     return {
       ...this.#batcher.stats(),
       workers: this.#slots.length,
-      workersUp: this.#slots.filter((slot) => slot.up).length,
+      workersUp: this.#slots.filter((slot) => slot.serves).length,
       restarts: this.#restarts,
     }
   }
@@ -558,7 +570,7 @@ class OnnxRunner implements ModelRunner {
   /** Refuses new jobs, lets those accepted finish (or not), then ends the workers. */
   async close({ drain = true }: { readonly drain?: boolean } = {}): Promise<void> {
     const empty = this.#batcher.close({ drain })
-    if (drain && this.#slots.some((slot) => slot.up)) await empty
+    if (drain && this.#slots.some((slot) => slot.serves)) await empty
     this.#closed = true
     await Promise.all(this.#slots.map((slot) => slot.close()))
   }
@@ -612,7 +624,7 @@ class OnnxRunner implements ModelRunner {
   async #execute(batch: Batch<Call>): Promise<BatchResult<Tensors>> {
     let slot: WorkerSlot | undefined
     for (const candidate of this.#slots) {
-      if (candidate.up && (slot === undefined || candidate.load < slot.load)) slot = candidate
+      if (candidate.serves && (slot === undefined || candidate.load < slot.load)) slot = candidate
     }
     const method = batch.parts[0]?.input.method
     if (slot === undefined || method === undefined) throw new WorkerLost("no worker is up")
@@ -630,7 +642,7 @@ class OnnxRunner implements ModelRunner {
 
   #replace(index: number, reason: "exit" | "timeout"): void {
     const { clock, log, metrics } = this.#options
-    this.#batcher.slots = this.#slots.filter((slot) => slot.up).length
+    this.#countSlots()
     if (this.#closed) return
     this.#restarts++
     metrics.restarted({ runner: this.name, reason })
@@ -649,8 +661,8 @@ class OnnxRunner implements ModelRunner {
     )
     if (this.#closed) return
     try {
-      await slot.start()
-      this.#batcher.slots = this.#slots.filter((candidate) => candidate.up).length
+      await this.#open(slot, false)
+      this.#countSlots()
     } catch (error) {
       if (this.#closed) return
       log.error(`${this.name}: the new worker did not start: ${messageOf(error)}`)

@@ -2,9 +2,10 @@ import assert from "node:assert/strict"
 import { writeFileSync } from "node:fs"
 import path from "node:path"
 import { describe, test } from "node:test"
+import { usableCpus } from "../../runtime/cpus.ts"
 import { ServeError } from "../../runtime/errors.ts"
 import type { WireTensor } from "../../runtime/protocol.ts"
-import { type RunOptions, findModelFile } from "../../runtime/runner.ts"
+import { type RunOptions, type RunnerConfig, findModelFile } from "../../runtime/runner.ts"
 import type { Tensor, Tensors } from "../../runtime/tensor.ts"
 import { settled } from "./manual-clock.ts"
 import { BATCHABLE, RunnerWorld, type RunnerWorldOptions, scratch, spec } from "./runner-world.ts"
@@ -96,6 +97,17 @@ describe("starting", () => {
     assert.equal(await findModelFile(dir), path.join(dir, "saved_model.onnx"))
   })
 
+  test("ONNX Runtime gets the CPUs of this process, shared among the workers, or as many threads as configured", async () => {
+    const threadsOf = async (config: Partial<RunnerConfig>): Promise<number[]> => {
+      const { threads } = await started({ config })
+      return threads.map(({ settings }) => settings.intraOpThreads)
+    }
+    const cpus = usableCpus()
+    assert.deepEqual(await threadsOf({}), [cpus])
+    assert.deepEqual(await threadsOf({ workers: 3 }), Array<number>(3).fill(Math.ceil(cpus / 3)))
+    assert.deepEqual(await threadsOf({ workers: 2, intraOpThreads: 5 }), [5, 5])
+  })
+
   test("before it has started a call is a bug, not a hang", async () => {
     const world = new RunnerWorld()
     await assert.rejects(world.runner.run("run", {}), /not started/)
@@ -106,9 +118,18 @@ describe("starting", () => {
 
 describe("warm-up", () => {
   test("one row and the largest batch run before it is ready, with zeros", async () => {
-    const world = await started({ config: { warmUp: true, maxBatchSize: 16 } })
+    const readyWhile: boolean[] = []
+    const world: RunnerWorld = new RunnerWorld({
+      config: { warmUp: true, maxBatchSize: 16 },
+      model: (inputs) => {
+        readyWhile.push(world.runner.ready)
+        return inputs
+      },
+    })
+    await world.start()
     const rows = world.batches.map(([input]) => input?.shape[0])
     assert.deepEqual([...new Set(rows)], [1, 16])
+    assert.ok(!readyWhile.includes(true))
     assert.ok(world.batches.every(([input]) => numbersOf(input).every((value) => value === 0)))
   })
 
@@ -415,8 +436,13 @@ describe("batches", () => {
     const results = [1, 2, -3, 4, 5].map((value) => run(world, { x: float32([1, 2], value, value) }))
     await world.clock.advance(1000)
     results.forEach((result, index) => {
-      if (index === 2) assert.equal(serveError(result).code, "INFERENCE_FAILED")
-      else assert.deepEqual([...(result.answer?.["y"]?.data ?? [])], [index + 1, index + 1])
+      if (index === 2) {
+        assert.equal(serveError(result).code, "INFERENCE_FAILED")
+        assert.match(
+          String(serveError(result).cause),
+          /run: output y has the shape \[0, 2\] for 1 rows; axis 0 must have one entry for each/,
+        )
+      } else assert.deepEqual([...(result.answer?.["y"]?.data ?? [])], [index + 1, index + 1])
     })
   })
 
@@ -552,6 +578,46 @@ describe("workers that fail", () => {
     assert.ok(results.every(({ answer }) => answer !== undefined))
     assert.deepEqual(world.counted.restarted, ["exit"])
     assert.equal(world.runner.stats().restarts, 1)
+  })
+
+  describe("its replacement", () => {
+    const numbers = ([input]: readonly WireTensor[]): number[] => [...numbersOf(input)]
+
+    test("is warmed up before it is ready and takes batches", async () => {
+      const world = await started({
+        config: { warmUp: true, maxBatchSize: 4 },
+        model: (inputs) => (world.threads.length === 1 && numbers(inputs)[0] === 7 ? "exit" : inputs),
+      })
+      const result = run(world, { x: float32([1, 2], 7, 7) })
+      await world.clock.advance(11)
+      world.batches.length = 0
+      await world.clock.advance(100 + 25)
+      assert.deepEqual(
+        [world.threads.length, world.runner.ready, world.runner.stats().workersUp],
+        [2, false, 0],
+      )
+      await world.clock.advance(1000)
+      assert.deepEqual([world.runner.ready, world.runner.stats().workersUp], [true, 1])
+      assert.ok(result.answer !== undefined)
+      const rows = world.batches.map((inputs) => [inputs[0]?.shape[0], numbers(inputs)[0]])
+      assert.deepEqual(rows.at(-1), [1, 7])
+      assert.deepEqual([...new Set(rows.slice(0, -1).map(String))], ["1,0", "4,0"])
+    })
+
+    test("that dies as it warms up is replaced like any other", async () => {
+      const world = await started({
+        config: { warmUp: true, maxBatchSize: 4 },
+        model: (inputs) =>
+          world.threads.length === 2 || (world.threads.length === 1 && numbers(inputs)[0] === 7)
+            ? "exit"
+            : inputs,
+      })
+      const result = run(world, { x: float32([1, 2], 7, 7) })
+      await world.clock.advance(10_000)
+      assert.ok(result.answer !== undefined)
+      assert.deepEqual([world.threads.length, world.runner.ready], [3, true])
+      assert.deepEqual(world.counted.restarted, ["exit", "exit"])
+    })
   })
 
   test("a row that kills its worker twice is refused with 503; its neighbours are answered", async () => {
