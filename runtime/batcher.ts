@@ -332,7 +332,8 @@ export class Batcher<I, O> {
       const { signal } = request
       if (signal !== undefined) {
         job.onAbort = () => {
-          this.#drop(job, "aborted")
+          // Whoever watches over the same deadline elsewhere says it by this signal, in the same millisecond.
+          this.#drop(job, job.deadlineMs < this.#clock.now() + 1 ? "expired" : "aborted")
           this.#wake()
         }
         signal.addEventListener("abort", job.onAbort, { once: true })

@@ -707,6 +707,22 @@ describe("deadlines", () => {
     // One of the batcher's, one of the model's.
     assert.equal(world.clock.timers, 2)
   })
+
+  test("between events nothing wakes, however long a job waits", async () => {
+    const world = new World({ durationMs: () => 10_000 })
+    const set = world.clock.setTimer.bind(world.clock)
+    let timers = 0
+    world.clock.setTimer = (callback, ms) => {
+      timers++
+      return set(callback, ms)
+    }
+    submit(world, "running")
+    const waiting = submit(world, "waiting", 1, { deadlineMs: world.clock.now() + 5000 })
+    await world.clock.advance(4999)
+    assert.equal(timers, 2, "one for the batch, one for the deadline")
+    await world.clock.advance(1)
+    assert.equal(waiting.refusal?.reason, "expired")
+  })
 })
 
 describe("overload", () => {
@@ -776,6 +792,18 @@ describe("a client that leaves", () => {
     await world.clock.advance(100)
     assert.equal(stays.state, "answered")
     assert.ok(world.seen.every((batch) => !batch.rows.includes("gone.0")))
+  })
+
+  test("is told from one whose deadline somebody else watches over, too: that job has expired", async () => {
+    const abort = new AbortController()
+    const world = new World()
+    submit(world, "running")
+    const late = submit(world, "late", 1, { signal: abort.signal, deadlineMs: world.clock.now() + 4.6 })
+    // Timers know whole milliseconds only.
+    await world.clock.advance(4)
+    abort.abort()
+    await settled()
+    assert.equal(late.refusal?.reason, "expired")
   })
 
   test("while its batch runs: it is told at once and the others get their answers", async () => {
