@@ -45,6 +45,16 @@ const RUN_S = [
   0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 ]
 
+const REASONS: Readonly<Record<RefusalReason, true>> = {
+  full: true,
+  "too-large": true,
+  "too-late": true,
+  expired: true,
+  draining: true,
+  aborted: true,
+  lost: true,
+}
+
 export class Metrics implements RunnerMetrics {
   readonly #options: MetricsOptions
   #routes = new Map<string, RouteMetrics>()
@@ -74,9 +84,12 @@ export class Metrics implements RunnerMetrics {
     )
   }
 
-  /** A runner whose queue is to be shown. */
+  /** A runner whose queue is to be shown. What may go wrong with it is counted from 0, as with the statuses of a route. */
   watch(runner: ModelRunner): void {
-    this.#runners.set(runner.name, runner)
+    const { name } = runner
+    this.#runners.set(name, runner)
+    for (const reason of Object.keys(REASONS)) count(this.#refused, `${name}\n${reason}`, 0)
+    for (const reason of ["exit", "timeout"]) count(this.#restarted, `${name}\n${reason}`, 0)
   }
 
   loaded(event: { readonly runner: string; readonly loadMs: number; readonly warmUpMs: number }): void {
@@ -488,6 +501,6 @@ function getOrAdd<K, V>(map: Map<K, V>, key: K, make: () => V): V {
   return value
 }
 
-function count(counts: Map<string, number>, key: string): void {
-  counts.set(key, (counts.get(key) ?? 0) + 1)
+function count(counts: Map<string, number>, key: string, by = 1): void {
+  counts.set(key, (counts.get(key) ?? 0) + by)
 }
