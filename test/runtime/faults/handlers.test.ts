@@ -92,7 +92,8 @@ test("a handler that never answers: 504 when its time is over, its place is free
       assert.deepEqual([answer.status, codeOf(answer)], [504, "DEADLINE_EXCEEDED"])
     }
     const tookMs = performance.now() - startedMs
-    assert.ok(tookMs > 450 && tookMs < 2000, `${tookMs} ms`)
+    // Without the setting it would be a minute.
+    assert.ok(tookMs > 450 && tookMs < 30_000, `${tookMs} ms`)
     assert.equal(await server.metric("bentoml_api_server_request_in_progress", `"${route}"`), 0)
   }
   const all = await Promise.all([1, 2, 3, 4].map((value) => server.post("/ids", rowOf(value))))

@@ -86,12 +86,12 @@ describe("a worker that stops answering", () => {
 
   test("for ever: after two attempts no third thread is lost, and a request waits no longer than its deadline", async () => {
     const server = await start(rowIds(), {
-      config: "{ runners: { traffic: { timeout: 0.3 } }, api_server: { traffic: { timeout: 2 } } }",
+      config: "runners: { traffic: { timeout: 0.3 } }",
       preload: "deadly-numbers.ts",
     })
     const first = await server.post("/run", row(HANGS))
     assert.equal(first.status, 503)
-    const second = await server.post("/run", row(1))
+    const second = await server.post("/run", row(1), { "x-request-timeout-ms": "1000" })
     assert.deepEqual([second.status, codeOf(second)], [504, "DEADLINE_EXCEEDED"])
     assert.deepEqual([await server.status("/livez"), await server.status("/readyz")], [200, 503])
   })
