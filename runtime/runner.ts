@@ -490,6 +490,8 @@ class OnnxRunner implements ModelRunner {
       return new WorkerSlot({ settings, clock, spawn, timeoutMs, loadTimeoutMs, onDown })
     })
     try {
+      // Nobody would close what starts from here on.
+      if (this.#closed) throw new Error("closed")
       const [first] = await Promise.all(this.#slots.map((slot, index) => this.#open(slot, index === 0)))
       if (first === undefined) throw new Error("a runner needs at least one worker")
       for (const note of first.notes) log.info(`${this.name}: ${note}`)

@@ -773,18 +773,24 @@ describe("closing", () => {
     assert.equal(closed, true)
   })
 
-  test("while it loads: starting is given up, nothing hangs", async () => {
-    const world = new RunnerWorld({ load: () => "never" })
-    const start = assert.rejects(
-      world.runner.start(),
-      (error: ServeError) => error.code === "MODEL_LOAD_FAILED",
-    )
-    await settled()
-    await world.runner.close()
-    await start
-    await world.clock.advance(10_000)
-    assert.equal(world.threads.length, 1)
-  })
+  for (const [when, threads] of [
+    ["while it looks for the file", 0],
+    ["while it loads", 1],
+  ] as const) {
+    test(`${when}: starting is given up, nothing hangs, no thread is left`, async () => {
+      const world = new RunnerWorld({ load: () => "never" })
+      const start = assert.rejects(
+        world.runner.start(),
+        (error: ServeError) => error.code === "MODEL_LOAD_FAILED",
+      )
+      while (world.threads.length < threads) await settled()
+      await world.runner.close()
+      await start
+      await world.clock.advance(10_000)
+      assert.equal(world.threads.length, threads)
+      assert.ok(world.threads.every((thread) => thread.closed))
+    })
+  }
 
   test("twice is once", async () => {
     const world = await started()
