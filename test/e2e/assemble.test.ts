@@ -15,7 +15,8 @@ import { findLeftovers, removeLeftovers } from "../../images/prune.ts"
 import type { TarHeader } from "../../images/tar.ts"
 import { BentoError } from "../../store/errors.ts"
 import type { Tag } from "../../store/tag.ts"
-import { assertWithin, bentoctl, docker, filesOf, loadImage, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, filesOf, loadImage, root, run, temporaryFolder } from "./support.ts"
+import { assertWithin } from "../within.ts"
 
 const { folder, remove } = await temporaryFolder()
 const home = path.join(folder, "bentoml")

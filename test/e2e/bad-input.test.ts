@@ -5,7 +5,8 @@ import { createServer, type Server } from "node:http"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { spawn } from "node:child_process"
-import { assertWithin, bentoctl, docker, root, run, temporaryFolder, until, type Ran } from "./support.ts"
+import { bentoctl, docker, root, run, temporaryFolder, until, type Ran } from "./support.ts"
+import { assertWithin } from "../within.ts"
 
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }

@@ -11,7 +11,8 @@ import { createDockerBuilder } from "../../images/docker.ts"
 import { NODE_FLAGS } from "../../store/node-flags.ts"
 import { BentoError, BuildError } from "../../store/errors.ts"
 import { formatTag } from "../../store/tag.ts"
-import { assertWithin, bentoctl, docker, root, run, searchImage, temporaryFolder, until } from "./support.ts"
+import { bentoctl, docker, root, run, searchImage, temporaryFolder, until } from "./support.ts"
+import { assertWithin } from "../within.ts"
 
 const { folder, remove } = await temporaryFolder()
 const home = path.join(folder, "bentoml")

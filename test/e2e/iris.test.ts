@@ -3,7 +3,8 @@ import assert from "node:assert/strict"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
-import { assertWithin, bentoctl, docker, root, temporaryFolder, until, until200 } from "./support.ts"
+import { bentoctl, docker, root, temporaryFolder, until, until200 } from "./support.ts"
+import { assertWithin } from "../within.ts"
 
 const { folder, remove } = await temporaryFolder()
 const env = { BENTOML_HOME: path.join(folder, "bentoml") }

@@ -8,7 +8,8 @@ import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { ensurePrograms, PASSWORD, startRegistry } from "../setup/registry.ts"
 import type { Registry } from "../setup/registry.ts"
-import { assertWithin, bentoctl, docker, freePort, root, run, temporaryFolder } from "./support.ts"
+import { bentoctl, docker, freePort, root, run, temporaryFolder } from "./support.ts"
+import { assertWithin } from "../within.ts"
 
 const there = await ensurePrograms(["docker-registry"])
 const skip = there.available ? false : (there.reason ?? "no registry")

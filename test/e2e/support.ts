@@ -178,20 +178,6 @@ export async function until200(url: string, timeoutMs = 20_000): Promise<void> {
   }
 }
 
-/**
- * Tells whether something is over in time, from the milliseconds that an attempt took. Late, it is tried again: beside other tests any one
- * attempt may be kept waiting, while a program that is too slow is late three times.
- */
-export async function assertWithin(limitMs: number, attempt: () => Promise<number>): Promise<void> {
-  const tookMs: number[] = []
-  while (tookMs.length < 3) {
-    const ms = await attempt()
-    if (ms < limitMs) return
-    tookMs.push(Math.round(ms))
-  }
-  throw new Error(`not within ${limitMs} ms, but ${tookMs.join(", ")} ms`)
-}
-
 /** Resolves when it holds. */
 export async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
   const deadlineMs = performance.now() + 30_000

@@ -367,7 +367,7 @@ docker: {python_version: 3}
       said.some((problem) => /^\d+: a2\[.*more than 100 aliases$/.test(problem)),
       said.slice(0, 5).join("\n"),
     )
-    assert.ok(performance.now() - startedMs < 1000)
+    assert.ok(performance.now() - startedMs < 20_000)
   })
 
   test("may use an alias", async () => {

@@ -402,7 +402,7 @@ describe("a build", () => {
         ),
         /^Error: stop$/,
       )
-      assert.ok(performance.now() - startedMs < 1000)
+      assert.ok(performance.now() - startedMs < 20_000)
       assert.equal(tar?.destroyed, true, when)
       await new Promise((resolve) => setTimeout(resolve, 30))
       assert.ok(closed, when)
@@ -528,7 +528,7 @@ describe("loading an image", () => {
       ),
       /^Error: stop$/,
     )
-    assert.ok(performance.now() - startedMs < 1000)
+    assert.ok(performance.now() - startedMs < 20_000)
     await new Promise((resolve) => setTimeout(resolve, 30))
     assert.ok(archive.destroyed && closed)
   })

@@ -328,7 +328,7 @@ describe("stopping", () => {
       [200, "close", { waited: 600 }],
     )
     assert.equal(await server.exit, 0)
-    assert.ok(performance.now() - signalledMs < 2000)
+    assert.ok(performance.now() - signalledMs < 20_000)
   })
 
   test("new requests are answered for a moment, then refused, and the process ends although they go on", async () => {

@@ -109,7 +109,7 @@ describe("clients that take their time", () => {
       assert.ok(Math.max(...(await latencies(server, 10))) < UNAFFECTED_MS)
       const received = await Promise.all(wires.map((wire) => wire.rest()))
       const tookMs = performance.now() - startedMs
-      assert.ok(tookMs > 1900 && tookMs < 5000, `cut off after ${tookMs} ms`)
+      assert.ok(tookMs > 1900 && tookMs < 20_000, `cut off after ${tookMs} ms`)
       for (const text of received) assert.deepEqual(statusesOf(text), ["408"])
       await Promise.all(dripping)
       assert.equal(await server.metric("bentoml_api_server_request_in_progress", '"/run"'), 0)

@@ -25,8 +25,8 @@ export const svc = service({
   ],
 })`
   const config = `
-api_server: { traffic: { timeout: 1 }, http: { receive_timeout_s: 1, keep_alive_timeout_s: 2 } }
-runners: { traffic: { timeout: 0.5 } }`
+api_server: { traffic: { timeout: 60 }, http: { receive_timeout_s: 30 } }
+runners: { traffic: { timeout: 30 } }`
   const server = await start(specOf([modelOf("row_id.onnx", "ids")], CODE), {
     config,
     preload: "mad-clock.ts",
@@ -36,15 +36,15 @@ runners: { traffic: { timeout: 0.5 } }`
   )
   assert.ok(Math.max(...clocks) - Math.min(...clocks) > 60_000, "the clock does jump")
   const startedMs = performance.now()
-  const never = server.post("/never", "null")
+  const never = server.post("/never", "null", { "x-request-timeout-ms": "1000" })
   for (let round = 0; round < 200; round++) {
-    const headers = { "x-request-timeout-ms": "900" }
+    const headers = { "x-request-timeout-ms": "30000" }
     const answer = await server.post("/ids", [[round, 0, 0, 0]], headers)
     assert.deepEqual([answer.status, answer.body], [200, [round]])
   }
   assert.equal(codeOf(await never), "DEADLINE_EXCEEDED")
   const tookMs = performance.now() - startedMs
-  assert.ok(tookMs > 950 && tookMs < 4000, `${tookMs} ms`)
+  assert.ok(tookMs > 950 && tookMs < 50_000, `${tookMs} ms`) // a jump is of hours, a slow machine of seconds
   assert.equal(await server.metric("bentoml_runner_worker_restarts_total"), 0)
   server.child.kill("SIGTERM")
   assert.equal(await server.exitSoon(), 0, server.output)
