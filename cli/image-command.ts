@@ -6,7 +6,7 @@ import type { Platform } from "../images/plan.ts"
 import { BaseCommand, oneOf } from "./command.ts"
 import { BUILDER_MEANING, BUILDERS, PROGRESS } from "./report.ts"
 
-const PLATFORMS = ["linux/amd64", "linux/arm64"] as const satisfies readonly Platform[]
+export const PLATFORMS = ["linux/amd64", "linux/arm64"] as const satisfies readonly Platform[]
 
 /** Shown after the options of the command itself. */
 export const IMAGE_FLAGS: ReadonlySet<string> = new Set([

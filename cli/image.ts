@@ -11,8 +11,9 @@ import {
   jsonReporter,
   liveReporter,
   plainReporter,
-  silent,
+  pushedJson,
   stderrScreen,
+  warningReporter,
   type Reporter,
 } from "./report.ts"
 
@@ -136,7 +137,7 @@ export function baseImageOf(context: Context): string | undefined {
 function chooseReporter(context: Context, request: Pick<ImageRequest, "progress" | "quiet">): Reporter {
   const screen = stderrScreen(context)
   if (request.progress === "json") return jsonReporter(screen)
-  if (request.progress === undefined && request.quiet) return silent
+  if (request.progress === undefined && request.quiet) return warningReporter(screen)
   return isLive(context) && request.progress !== "plain" ? liveReporter(screen) : plainReporter(screen)
 }
 
@@ -171,21 +172,10 @@ export function imageJson(built: Built): Record<string, unknown> {
   return {
     image_id: built.imageId,
     builder: built.builder,
+    builder_reason: built.reason,
     tags: built.tags,
     size_bytes: built.sizeBytes,
     duration_ms: Math.round(built.durationMs),
     ...(built.pushed !== undefined && { pushed: built.pushed.map((pushed) => pushedJson(pushed)) }),
-  }
-}
-
-function pushedJson(pushed: Pushed): Record<string, unknown> {
-  return {
-    reference: pushed.reference,
-    digest: pushed.digest,
-    repo_digest: pushed.repoDigest,
-    layers_sent: pushed.layers?.sent ?? null,
-    layers_present: pushed.layers?.present ?? null,
-    sent_bytes: pushed.layers?.sentBytes ?? null,
-    duration_ms: Math.round(pushed.durationMs),
   }
 }

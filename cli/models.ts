@@ -8,6 +8,7 @@ import type { Model } from "../store/model.ts"
 import type { Store, StoreItem } from "../store/store.ts"
 import { formatTag, parseTagRef, type Tag } from "../store/tag.ts"
 import { BaseCommand, oneOf, parseLabels, type CommandHelp } from "./command.ts"
+import { PLATFORMS } from "./image-command.ts"
 import { DeleteCommand, GetCommand, ListCommand, type OpenStore } from "./item-commands.ts"
 import { describeItem, type ListRecord } from "./items.ts"
 import { formatSize, formatTime, type Column } from "./output.ts"
@@ -280,6 +281,9 @@ export class ModelsContainerizeCommand extends BaseCommand {
   baseImage: string | undefined = Option.String("--base-image", {
     description: "<IMAGE> lay the model on this image instead of nothing",
   })
+  platform: string | undefined = Option.String("--platform", {
+    description: `<${PLATFORMS.join("|")}> the nodes that take the image (default: linux/amd64); the files are the same`,
+  })
   push: boolean = Option.Boolean("--push", false, { description: PUSH_MEANING })
   progress: string | undefined = Option.String("--progress", {
     description: `<${PROGRESS.join("|")}> as for \`bentoctl containerize\``,
@@ -292,6 +296,7 @@ export class ModelsContainerizeCommand extends BaseCommand {
   async execute(): Promise<number> {
     const output = this.output === undefined ? "text" : oneOf("--output", this.output, ["tag", "json"])
     const progress = this.progress === undefined ? undefined : oneOf("--progress", this.progress, PROGRESS)
+    const platform = this.platform === undefined ? undefined : oneOf("--platform", this.platform, PLATFORMS)
     const { context } = this
     const [{ imageJson, pushedText, pushTargets, showBuild }, { containerizeModel }, { openModelStore }] =
       await Promise.all([
@@ -301,7 +306,7 @@ export class ModelsContainerizeCommand extends BaseCommand {
       ])
     const { home } = context
     const model = await openModelStore(home).resolve(parseTagRef(this.tag))
-    const options = { model, home, tags: this.imageTag, baseImage: this.baseImage }
+    const options = { model, home, tags: this.imageTag, baseImage: this.baseImage, platform }
     const push = await pushTargets(context, this.push, this.imageTag)
     const shown = { progress, quiet: this.quiet || output !== "text", push }
     const built = await showBuild(context, shown, (common) => containerizeModel({ ...options, ...common }))

@@ -1,6 +1,6 @@
 /** The events of an image build, shown: a live view on a terminal, lines in a pipe, NDJSON for programs. */
 import { styleText } from "node:util"
-import type { BuildEvent } from "../images/builder.ts"
+import type { BuildEvent, Pushed } from "../images/builder.ts"
 import type { Context } from "./context.ts"
 import { cut, formatDuration, formatSize, plain } from "./output.ts"
 
@@ -44,18 +44,31 @@ export interface Reporter {
   readonly close: () => void
 }
 
-export const silent: Reporter = { event: () => {}, close: () => {} }
-
 // NDJSON ------------------------------------------------------------------------------------------------------------
 
 /** One event per line, keys in snake case like all JSON that we print. */
 export function jsonReporter(screen: Screen): Reporter {
   return {
     event: (event) => {
+      if (event.type === "pushed")
+        return screen.write(`${JSON.stringify({ type: event.type, ...pushedJson(event) })}\n`)
       const entries = Object.entries(event).map(([key, value]) => [snakeCase(key), value] as const)
       screen.write(`${JSON.stringify(Object.fromEntries(entries))}\n`)
     },
     close: () => {},
+  }
+}
+
+/** What programs read of an image in a registry. */
+export function pushedJson(pushed: Pushed): Record<string, unknown> {
+  return {
+    reference: pushed.reference,
+    digest: pushed.digest,
+    repo_digest: pushed.repoDigest,
+    layers_sent: pushed.layers?.sent ?? null,
+    layers_present: pushed.layers?.present ?? null,
+    sent_bytes: pushed.layers?.sentBytes ?? null,
+    duration_ms: Math.round(pushed.durationMs),
   }
 }
 
@@ -114,6 +127,17 @@ function outcome(event: {
       return `done in ${formatDuration(event.durationMs)}`
     case "failed":
       return `FAILED after ${formatDuration(event.durationMs)}`
+  }
+}
+
+/** For whoever wants no progress: what they should look after is told all the same. */
+export function warningReporter(screen: Screen): Reporter {
+  const lines = plainReporter(screen)
+  return {
+    event: (event) => {
+      if (event.type === "warning") lines.event(event)
+    },
+    close: lines.close,
   }
 }
 

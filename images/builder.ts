@@ -42,6 +42,8 @@ export type BuildEvent =
   | {
       readonly type: "built"
       readonly builder: BuilderName
+      /** Why it could not be the other one; null where nothing spoke against it, or this one was asked for. */
+      readonly reason: string | null
       readonly imageId: string
       readonly tags: readonly string[]
       readonly sizeBytes: number

@@ -245,7 +245,8 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   }
   if (options.sbom !== undefined) await writeSbom(options.sbom, plan, imageId, how)
   const sizeBytes = await engine.sizeOf(imageId, signal)
-  yield { type: "built", builder, imageId, tags: plan.tags, sizeBytes, durationMs: clock() - startedMs }
+  const { tags } = plan
+  yield { type: "built", builder, reason, imageId, tags, sizeBytes, durationMs: clock() - startedMs }
 }
 
 function assembling(options: EngineOptions & { readonly home: string }): Assembling {
@@ -301,11 +302,25 @@ export async function* containerizeModel(options: ModelContainerOptions): AsyncG
   const store = openModelStore(options.home)
   const model = await store.get(options.model)
   const tags = imageNames(options.tags ?? [formatTag(model.tag)])
-  await engine.ping(signal)
+  const { noPartialLoads } = await engine.ping(signal)
+  const impossible = (reason: string, cause?: unknown): BentoError => {
+    const on = baseImage === undefined ? "" : ` on ${baseImage}`
+    const hint =
+      baseImage === undefined ? "Use another engine." : "Leave out --base-image, or use another engine."
+    const message = `the image of the model ${formatTag(model.tag)} cannot be assembled${on}: ${reason}`
+    return new BentoError("ASSEMBLE_IMPOSSIBLE", message, { hint, cause })
+  }
+  if (baseImage !== undefined && noPartialLoads !== null) throw impossible(noPartialLoads)
   if (baseImage !== undefined) yield* engine.ensureImage(baseImage, { platform, signal })
   const base = baseImage === undefined ? null : await engine.inspect(baseImage, signal, platform)
   const stored = { model, dir: store.dir(model.tag) }
-  const { imageId } = yield* modelImage(stored, tags, { ...how, platform, base: base ?? undefined })
+  let imageId: string
+  try {
+    imageId = (yield* modelImage(stored, tags, { ...how, platform, base: base ?? undefined })).imageId
+  } catch (error) {
+    throw error instanceof CannotAssemble ? impossible(error.message, error) : error
+  }
   const sizeBytes = await engine.sizeOf(imageId, signal)
-  yield { type: "built", builder: "assemble", imageId, tags, sizeBytes, durationMs: how.clock() - startedMs }
+  const durationMs = how.clock() - startedMs
+  yield { type: "built", builder: "assemble", reason: null, imageId, tags, sizeBytes, durationMs }
 }

@@ -77,7 +77,7 @@ export const ERROR_CODES = {
   ],
   BUILD_FAILED: ["A step of the image build failed.", "Read the step and the last lines of its log."],
   ASSEMBLE_IMPOSSIBLE: [
-    "`--builder assemble` was asked for, and the engine, the base image or a template of the Bento does not allow it.",
+    "`--builder assemble` was asked for, or a model on a base image, and the engine, the base image or a template of the Bento does not allow it.",
     "Leave out `--builder`, or use `--builder dockerfile`.",
   ],
   ENGINE_DISK_FULL: [
@@ -232,9 +232,9 @@ export class BuildError extends BentoError {
 
   constructor(
     message: string,
-    details: { step?: string; logTail?: readonly string[]; cause?: unknown } = {},
+    details: { step?: string; logTail?: readonly string[]; hint?: string; cause?: unknown } = {},
   ) {
-    super("BUILD_FAILED", message, details.cause === undefined ? {} : { cause: details.cause })
+    super("BUILD_FAILED", message, details)
     this.name = "BuildError"
     this.step = details.step
     this.logTail = details.logTail ?? []

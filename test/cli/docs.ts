@@ -49,7 +49,8 @@ const INTRODUCTION = `# Command line
 | \`log\` | \`step\`, \`stream\` (\`stdout\`, \`stderr\`), \`text\`: one line that a step printed |
 | \`progress\` | \`step\`, \`name\`, \`current\`, \`total\`: bytes; a total of 0 is unknown |
 | \`warning\` | \`message\` |
-| \`built\` | \`builder\`, \`image_id\`, \`tags\`, \`size_bytes\`, \`duration_ms\`: the last event of a build that went well |
+| \`built\` | \`builder\`, \`reason\`, \`image_id\`, \`tags\`, \`size_bytes\`, \`duration_ms\`: the last event of a build that went well, but for a push |
+| \`pushed\` | \`reference\`, \`digest\`, \`repo_digest\`, \`layers_sent\`, \`layers_present\`, \`sent_bytes\` (null where the engine does not tell), \`duration_ms\`: after \`built\`, one for each name |
 | \`error\` | \`error\`: the last event of one that did not |
 `
 

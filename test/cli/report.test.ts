@@ -1,7 +1,7 @@
 /** What an image build looks like: lines, events, and a live view on a small terminal emulator. */
 import assert from "node:assert/strict"
 import { test } from "node:test"
-import { jsonReporter, liveReporter, plainReporter } from "../../cli/report.ts"
+import { jsonReporter, liveReporter, plainReporter, warningReporter } from "../../cli/report.ts"
 import type { BuildEvent } from "../../images/builder.ts"
 
 const EVENTS: readonly BuildEvent[] = [
@@ -15,7 +15,15 @@ const EVENTS: readonly BuildEvent[] = [
   { type: "warning", message: "the base image is old" },
   { type: "step", step: "b", name: "[2/3] RUN apt-get install -y libgomp1", state: "done", durationMs: 3210 },
   { type: "step", step: "c", name: "[3/3] COPY models", state: "failed", durationMs: 50 },
-  { type: "built", builder: "assemble", imageId: "sha256:1", tags: ["a:1"], sizeBytes: 5, durationMs: 7 },
+  {
+    type: "built",
+    builder: "assemble",
+    reason: null,
+    imageId: "sha256:1",
+    tags: ["a:1"],
+    sizeBytes: 5,
+    durationMs: 7,
+  },
 ]
 
 function screen(columns = 80) {
@@ -62,11 +70,37 @@ test("NDJSON has every event on a line of its own, with keys in snake case", () 
   assert.deepEqual(lines.at(-1), {
     type: "built",
     builder: "assemble",
+    reason: null,
     image_id: "sha256:1",
     tags: ["a:1"],
     size_bytes: 5,
     duration_ms: 7,
   })
+})
+
+test("NDJSON tells of a push what -o json does", () => {
+  const out = screen()
+  const layers = { sent: 1, present: 2, sentBytes: 3 }
+  const pushed = { reference: "r/a:1", digest: "sha256:1", repoDigest: "r/a@sha256:1", durationMs: 7 }
+  jsonReporter(out).event({ type: "pushed", ...pushed, layers })
+  assert.deepEqual(JSON.parse(out.text()), {
+    type: "pushed",
+    reference: "r/a:1",
+    digest: "sha256:1",
+    repo_digest: "r/a@sha256:1",
+    layers_sent: 1,
+    layers_present: 2,
+    sent_bytes: 3,
+    duration_ms: 7,
+  })
+})
+
+test("without progress warnings are told all the same, and nothing else", () => {
+  const out = screen()
+  const reporter = warningReporter(out)
+  EVENTS.forEach(reporter.event)
+  reporter.close()
+  assert.equal(out.text(), "Warning: the base image is old\n")
 })
 
 const ESC = "\u001B"

@@ -345,6 +345,14 @@ describe("where assembling is not possible", { skip: unavailable }, () => {
       image.events.some((event) => event.type === "warning" && /\/opt is no folder/.test(event.message)),
     )
     assert.ok((await filesOf(image.id)).has("usr/bentoctl/serve.js"))
+    const again = await bentoctl(
+      ["containerize", `${bento.name}:${bento.version}`, "-t", `${bento.name}:auto`, "-o", "json"],
+      { BENTOML_HOME: home, BENTOCTL_BASE_IMAGE: base },
+    )
+    const told = JSON.parse(again.stdout) as { builder: string; builder_reason: string }
+    assert.deepEqual(told.builder, "dockerfile")
+    assert.match(told.builder_reason, /\/opt is no folder/)
+    assert.match(again.stderr, /^Warning: not assembled \(\/opt is no folder.*\n$/)
     await assert.rejects(
       make(bento, { base, builder: "assemble" }),
       (error) => error instanceof BentoError && error.code === "ASSEMBLE_IMPOSSIBLE",
@@ -413,6 +421,21 @@ describe("a model alone", { skip: unavailable }, () => {
     )
     const { Config } = await inspect(`${NAME}-model:1`)
     assert.match((Config["Labels"] as Record<string, string>)["bentoctl.model.digest"] ?? "", /^sha256:/)
+  })
+
+  test("is for the platform that is asked for, with the same layer", async () => {
+    const tags = ["amd64", "arm64"].map((architecture) => `${NAME}-model:${architecture}`)
+    for (const [index, tag] of tags.entries()) {
+      made.add(tag)
+      const platform = index === 0 ? [] : ["--platform", "linux/arm64"]
+      const args = ["models", "containerize", "iris_sklearn", "-t", tag, ...platform]
+      const { code, stderr } = await bentoctl(args, { BENTOML_HOME: home })
+      assert.equal(code, 0, stderr)
+    }
+    const facts = "{{.Architecture}} {{.RootFS.Layers}}"
+    const [amd64 = "", arm64 = ""] = (await docker("image", "inspect", "-f", facts, ...tags)).split("\n")
+    assert.match(arm64, /^arm64 /)
+    assert.equal(amd64.replace("amd64", "arm64"), arm64)
   })
 
   test("lies on another image where that is asked for", async () => {

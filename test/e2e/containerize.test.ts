@@ -46,7 +46,15 @@ test("-t names the image, more than once; -o json prints its id and size, and no
   const { code, stdout, stderr } = await bentoctl(args, env)
   assert.deepEqual([code, stderr], [0, ""])
   const result = JSON.parse(stdout) as Record<string, unknown>
-  assert.deepEqual(Object.keys(result), ["bento", "image_id", "builder", "tags", "size_bytes", "duration_ms"])
+  assert.deepEqual(Object.keys(result), [
+    "bento",
+    "image_id",
+    "builder",
+    "builder_reason",
+    "tags",
+    "size_bytes",
+    "duration_ms",
+  ])
   assert.deepEqual(
     [result["bento"], result["tags"]],
     ["printed:1", ["127.0.0.1:1/ml/printed:a", "printed_too:b"]],

@@ -225,6 +225,15 @@ describe("an image", { skip: unavailable }, () => {
     await isTheSame(["podman", ...podman.args])
     const forced = await bentoctl(["containerize", NAME, "--builder", "assemble"], { ...env, ...far })
     assert.match(forced.stderr, /Podman takes whole images only[^]*ASSEMBLE_IMPOSSIBLE/)
+    const model = ["models", "containerize", "iris", "-t", `${NAME}-model:1`]
+    const alone = await bentoctl(model, { ...env, ...far })
+    assert.equal(alone.code, 0, alone.stderr)
+    const based = await bentoctl([...model, "--base-image", `${NAME}-base:1`], { ...env, ...far })
+    assert.equal(based.code, 1)
+    assert.match(
+      based.stderr,
+      /^Error: the image of the model iris:\w+ cannot be assembled on .*: Podman takes whole images only\nHint: Leave out --base-image.*ASSEMBLE_IMPOSSIBLE\]\n$/,
+    )
   })
 })
 
