@@ -683,9 +683,23 @@ function buildFailure(message: string, failure: BuildFailure, cause?: unknown): 
     step === undefined
       ? `the image build failed: ${message}`
       : `the image build failed at ${step}: ${reason === undefined ? error || message : `exit code ${reason}`}`,
-    { ...(step === undefined ? {} : { step }), logTail, cause: cause ?? message },
+    {
+      ...(step === undefined ? {} : { step }),
+      logTail,
+      ...(isForeign([error, message, ...logTail].join("\n")) ? { hint: EMULATOR } : {}),
+      cause: cause ?? message,
+    },
   )
 }
+
+/** A program for another processor, and no emulator. */
+function isForeign(text: string): boolean {
+  return /exec format error/i.test(text)
+}
+
+const EMULATOR =
+  "What runs there is for another processor than the engine's. Build on an engine of that platform (DOCKER_HOST), or give " +
+  "this one an emulator: `apt-get install qemu-user-static` on its machine, or what Docker Desktop brings."
 
 function isDiskFull(text: string): boolean {
   return /no space left on device/i.test(text)
@@ -716,7 +730,7 @@ function baseImageUnavailable(
   return new BentoError("BASE_IMAGE_UNAVAILABLE", `${where}: ${reason}`, {
     hint:
       `Load it (\`docker load\`, or \`docker tag LOCAL ${reference}\`), or build on another image with Node 24: ` +
-      "`docker.base_image` in bentofile.yaml, or the environment variable BENTOCTL_BASE_IMAGE.",
+      "`docker.base_image` in bentofile.yaml, or the environment variable BENTOCTL_BASE_IMAGE; for a model alone `--base-image`.",
     cause,
   })
 }

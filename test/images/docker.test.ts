@@ -311,6 +311,18 @@ describe("a build", () => {
     })
   })
 
+  test("whose step is for another processor says what that takes", async () => {
+    const answer = lines(
+      trace([1, step], [3, message([1, "v"], [4, "exec /bin/sh: exec format error\n"])]),
+      trace([1, failedStep]),
+      { error: "failed to solve: exit code: 1" },
+    )
+    await assert.rejects(
+      build(answer),
+      hasCode("BUILD_FAILED", /another processor than the engine's[^]*qemu/),
+    )
+  })
+
   test("by an engine without BuildKit is read from the text that it prints", async () => {
     const { result, events } = await build(
       lines({ stream: "STEP 1/1: FROM x\n" }, { stream: "COMMIT a:1\n" }, { aux: { ID: "sha256:abc" } }),
