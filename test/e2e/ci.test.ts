@@ -6,6 +6,8 @@ import assert from "node:assert/strict"
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
+import { gunzipSync } from "node:zlib"
+import { extract } from "tar-stream"
 import { parse } from "yaml"
 import { ensurePrograms, PASSWORD, startRegistry } from "../setup/registry.ts"
 import { docker, freePort, root, run, temporaryFolder } from "./support.ts"
@@ -241,7 +243,7 @@ describe("docs/ci.md", { skip }, () => {
     assert.equal((await readFile(path.join(here, "digest"), "utf8")).trim(), `${host}/team/tekton@${digest}`)
     interface Manifest {
       readonly config: { readonly digest: string }
-      readonly layers: readonly unknown[]
+      readonly layers: readonly { readonly digest: string }[]
     }
     const manifest = (await (await ask("team/tekton/manifests/1")).json()) as Manifest
     const config = (await (await ask(`team/tekton/blobs/${manifest.config.digest}`)).json()) as {
@@ -250,5 +252,19 @@ describe("docs/ci.md", { skip }, () => {
     assert.equal(config.config.User, "1034:1034")
     assert.ok(config.config.Healthcheck !== undefined)
     assert.ok(manifest.layers.length >= 5, `${manifest.layers.length} layers`)
+    // Base, runtime, model: nothing in it depends on when it was built, so that any service has the same one.
+    const blob = await ask(`team/tekton/blobs/${manifest.layers[2]?.digest}`)
+    const names: string[] = []
+    const reader = extract()
+    reader.end(gunzipSync(await blob.bytes()))
+    for await (const entry of reader) {
+      assert.equal(entry.header.mtime?.getTime(), 0, entry.header.name)
+      names.push(entry.header.name)
+      entry.resume()
+    }
+    assert.ok(
+      names.some((name) => name.endsWith("/saved_model.onnx")),
+      names.join(" "),
+    )
   })
 })
