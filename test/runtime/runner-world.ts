@@ -69,6 +69,8 @@ export class RunnerWorld {
   readonly clock = new ManualClock()
   readonly threads: FakeThread[] = []
   readonly batches: (readonly WireTensor[])[] = []
+  /** Buffers that were not copied, of each batch. */
+  readonly handedOver: (readonly ArrayBuffer[])[] = []
   readonly logged: string[] = []
   readonly counted = {
     loaded: 0,
@@ -171,9 +173,10 @@ export class FakeThread implements WorkerThread {
       this.#world.clock.setTimer(() => this.emit("exit", 0), 0)
       return
     }
-    const { batches, options, clock } = this.#world
+    const { batches, handedOver, options, clock } = this.#world
     const answer = (options.model ?? double)(message.inputs, batches.length)
     batches.push(message.inputs)
+    handedOver.push(transfer)
     if (answer === "never") return
     clock.setTimer(() => {
       if (answer === "exit") this.emit("exit", 1)

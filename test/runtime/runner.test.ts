@@ -284,6 +284,11 @@ describe("batches", () => {
     const together = [run(world, { x }), run(world, { x })]
     await world.clock.advance(100)
     assert.deepEqual([...x.data], [1, 2])
+    assert.deepEqual(
+      world.handedOver.map((buffers) => buffers.length),
+      [1, 1],
+      "without another copy",
+    )
     for (const result of [alone, ...together])
       assert.deepEqual([...(result.answer?.["y"]?.data ?? [])], [2, 4])
   })

@@ -21,6 +21,7 @@ import {
 import { type DType, type Tensor, type Tensors, emptyData, makeTensor } from "../../runtime/tensor.ts"
 import type { Signature } from "../../store/model.ts"
 import { KILLS_ONCE, armOnce } from "./faults/deadly-numbers.ts"
+import type { Seen } from "./session-watch.ts"
 import { BATCHABLE, modelDir, modelWith } from "./runner-world.ts"
 
 // Read by the library when it loads, in whichever thread.
@@ -302,13 +303,16 @@ describe("models that do not load say why", () => {
 })
 
 /** Threads of the real kind, which a test can get at. */
-function threads(): { readonly started: Worker[]; readonly spawn: (settings: WorkerSettings) => Worker } {
+function threads(preload = "faults/deadly-numbers.ts"): {
+  readonly started: Worker[]
+  readonly spawn: (settings: WorkerSettings) => Worker
+} {
   const started: Worker[] = []
   return {
     started,
     spawn: (settings) => {
       const worker = new Worker(path.join(root, "runtime/worker.ts"), {
-        execArgv: ["--import", path.join(import.meta.dirname, "faults/deadly-numbers.ts")],
+        execArgv: ["--import", path.join(import.meta.dirname, preload)],
       })
       worker.postMessage({ type: "load", settings })
       started.push(worker)
@@ -366,16 +370,36 @@ test("while a long inference runs the main thread goes on", async () => {
       }
       await answer
       assert.ok(timing.inferMs > 5, `it took ${timing.inferMs} ms`)
-      assert.ok(turns > timing.inferMs, `${turns} turns in ${timing.inferMs} ms`)
+      // Were it blocked, there would be one or two.
+      assert.ok(turns > 10, `${turns} turns in ${timing.inferMs} ms`)
     },
   )
 })
 
-test("closing ends the thread, and its session before it", async () => {
-  const { started, spawn } = threads()
-  const { runner } = watched("row_id.onnx", { spawn })
-  await runner.start()
+test("one session for all requests, with the threads it was given and no arena; tensors are handed over; it is released at the end", async () => {
+  const { started, spawn } = threads("session-watch.ts")
+  const { runner } = watched("row_id.onnx", { spawn, config: { intraOpThreads: 2 } })
+  const seen: Seen[] = []
+  const starting = runner.start()
+  while (started.length === 0) await new Promise((resolve) => setImmediate(resolve))
+  started[0]?.on("message", (message: Seen) => seen.push(message))
+  await starting
   const exited = new Promise((resolve) => started[0]?.on("exit", resolve))
-  await Promise.all([runner.run("run", row(1)), runner.close()])
+  await runner.run("run", row(1))
+  await Promise.all([runner.run("run", row(2)), runner.close()])
   assert.equal(await exited, 0)
+  const created = seen.filter((it) => it.type === "created")
+  assert.deepEqual(
+    created.map(({ options }) => [
+      options.intraOpNumThreads,
+      options.interOpNumThreads,
+      options.enableCpuMemArena,
+    ]),
+    [[2, 1, false]],
+  )
+  const handedOver = seen.filter((it) => it.type === "handed over")
+  assert.ok(
+    handedOver.length > 2 && handedOver.every(({ buffers, bytesLeft }) => buffers > 0 && bytesLeft === 0),
+  )
+  assert.equal(seen.filter((it) => it.type === "released").length, 1)
 })
