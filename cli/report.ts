@@ -2,7 +2,7 @@
 import { styleText } from "node:util"
 import type { BuildEvent, Pushed } from "../images/builder.ts"
 import type { Context } from "./context.ts"
-import { cut, formatDuration, formatSize, plain } from "./output.ts"
+import { cut, formatDuration, formatSize, plain, wrap } from "./output.ts"
 
 export const PROGRESS = ["auto", "plain", "json"] as const
 
@@ -222,9 +222,14 @@ export function liveReporter(screen: Screen): Reporter {
           return undefined
         }
         case "builder":
-          return draw([paint("dim", cut(plain(builderText(event)), width()))])
+          return draw(wrap(plain(builderText(event)), width()).map((line) => paint("dim", line)))
         case "warning":
-          return draw([`${paint("yellow", "Warning")}: ${cut(plain(event.message), width() - 9)}`])
+          // It stays, and is of no use when its end is missing.
+          return draw(
+            wrap(`Warning: ${plain(event.message)}`, width()).map((line) =>
+              line.replace(/^Warning(?=:)/, paint("yellow", "Warning")),
+            ),
+          )
         case "built":
         case "pushed":
           return undefined

@@ -35,7 +35,8 @@ const INTRODUCTION = `# Command line
 | --- | --- |
 | \`BENTOML_HOME\` | folder of the store; default \`~/bentoml\`, the same as Python BentoML's. \`~\` and variables in it are expanded |
 | \`BENTOCTL_BASE_IMAGE\` | base image where the bentofile names none; default \`node:24-bookworm-slim\` |
-| \`DOCKER_HOST\` | which Docker Engine builds images; default \`unix:///var/run/docker.sock\` |
+| \`DOCKER_HOST\`, \`DOCKER_CONTEXT\`, \`DOCKER_TLS_VERIFY\`, \`DOCKER_CERT_PATH\` | which Docker Engine builds images, as for docker's own client: [engines](images.md#engines); default: the current docker context, else \`unix:///var/run/docker.sock\` |
+| \`DOCKER_CONFIG\` | folder with docker's settings, contexts and credentials; default \`~/.docker\` |
 | \`PORT\`, \`BENTOML_PORT\`, \`BENTOML_HOST\` | where \`serve\` listens, after \`-p\` and \`--host\` |
 
 ### Progress events
