@@ -655,6 +655,21 @@ describe("workers that fail", () => {
     assert.deepEqual(world.counted.restarted, ["timeout"])
   })
 
+  test("an answer that is here by then, held up with this thread, is seen before the watchdog acts", async () => {
+    const world = await started({ config: { timeoutMs: 5000 }, model: () => "never" })
+    const result = run(world, { x: float32([1, 2]) })
+    await world.clock.advance(5000)
+    world.threads[0]?.emit("message", {
+      type: "done",
+      id: 1,
+      outputs: [{ shape: [1, 2], data: Float32Array.of(3, 4) }],
+      inferMs: 1,
+    })
+    await world.clock.advance(1000)
+    assert.deepEqual([...(result.answer?.["y"]?.data ?? [])], [3, 4])
+    assert.deepEqual([world.threads.length, world.counted.restarted], [1, []])
+  })
+
   test("no third is started while two that were given up are still busy", async () => {
     let back = false
     const world = await started({
