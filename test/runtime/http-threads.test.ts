@@ -329,7 +329,10 @@ describe("two HTTP threads", async () => {
     await Promise.all(clients)
     for (const { status } of await Promise.all(slow)) assert.equal(status, 200)
     assert.equal(await server.exit, 0, server.output)
-    assert.deepEqual(Object.keys(statuses), ["200"], JSON.stringify(statuses))
+    // Refused, where this process was slow to stop asking; never lost.
+    const others = Object.keys(statuses).filter((status) => !["200", "503"].includes(status))
+    assert.deepEqual(others, [], JSON.stringify(statuses))
+    assert.ok((statuses[200] ?? 0) > 0)
   })
 })
 
@@ -355,8 +358,9 @@ test("rows of two threads meet in one batch", async () => {
 test("max_concurrency is for both together", async () => {
   const server = await (await start({ options: ["api_server.traffic.max_concurrency=2"] })).ready()
   const { agents } = await server.connections()
-  const two = agents.map((agent) => server.post("/wait", 700, agent))
-  await sleep(200)
+  const two = agents.map((agent) => server.post("/wait", 2000, agent))
+  while ((await server.metric("bentoml_api_server_request_in_progress", 'endpoint="/wait"')) < 2)
+    await sleep(10)
   const third = await Promise.all(Array.from({ length: 6 }, () => server.post("/wait", 0)))
   assert.deepEqual([...new Set(third.map(({ status }) => status))], [429])
   assert.deepEqual(

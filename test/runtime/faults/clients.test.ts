@@ -46,7 +46,7 @@ test("clients that leave: half of 60 while they wait; the others are answered, n
     rows: await server.metric("bentoml_runner_adaptive_batch_size_sum"),
   }
   // Keeps the worker busy while the others queue up.
-  const busy = connection.ask("/run", "[2500]")
+  const busy = connection.ask("/run", "[5000]")
   await eventually(
     async () => (await server.metric("bentoml_api_server_request_in_progress", '"/run"')) === 1,
   )
