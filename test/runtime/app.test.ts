@@ -438,7 +438,7 @@ describe("limits", () => {
     assert.equal((await wrong).status, 400)
   })
 
-  test("a runner is told when the client has no more time", async () => {
+  test("a runner is told the smaller of the two: what the client allows and what the server does", async () => {
     const clock = new ManualClock()
     let deadlineMs: number | undefined
     const watching = new FakeRunner({}, (inputs, options) => {
@@ -450,6 +450,8 @@ describe("limits", () => {
     assert.equal(deadlineMs, clock.now() + 1000)
     await ask(app, "/predict", "[[1,2,3,4]]", { headers: { "x-request-timeout-ms": "50" } })
     assert.equal(deadlineMs, clock.now() + 50)
+    await ask(app, "/predict", "[[1,2,3,4]]", { headers: { "x-request-timeout-ms": "5000" } })
+    assert.equal(deadlineMs, clock.now() + 1000, "a client gets no more than it would without asking")
   })
 })
 
