@@ -15,7 +15,7 @@ import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
-import { defaultPlatform, PACKAGES_DIR, TEMPLATE_FILE, planImage, printablePlan } from "./plan.ts"
+import { defaultPlatform, PACKAGES_DIR, SETUP_FILE, TEMPLATE_FILE, planImage, printablePlan } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -99,14 +99,16 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const openapi = withVersion(description.openapi, bento.tag.version)
   const store = openBentoStore(options.home)
   const dir = store.dir(bento.tag)
-  const { dockerfileTemplate } = bentofile.docker
-  const template =
-    dockerfileTemplate === null
-      ? undefined
-      : await readFile(path.join(contextDir, dockerfileTemplate), "utf8")
+  const { dockerfileTemplate, setupScript } = bentofile.docker
+  const [template, setup] = await Promise.all(
+    [dockerfileTemplate, setupScript].map(async (file) =>
+      file === null ? undefined : readFile(path.join(contextDir, file), "utf8"),
+    ),
+  )
   const plan = planImage({
     bento,
     dockerfileTemplate: template,
+    setupScript: setup,
     bentoDir: dir,
     models,
     runtimeDir: options.runtimeDir,
@@ -140,12 +142,11 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
       await copySources(walk, path.join(draft, "src"), signal)
       if (bentofile.path !== null)
         await copyFile(bentofile.path, path.join(draft, "src/bentofile.yaml"), 0o644)
-      const { setupScript } = bentofile.docker
       await mkdir(path.join(draft, "env/docker"), { recursive: true })
       if (template !== undefined) await write(draft, TEMPLATE_FILE, template)
       if (setupScript !== null) {
         const script = await realpath(path.join(contextDir, setupScript))
-        await copyFile(script, path.join(draft, "env/docker/setup_script"), 0o755)
+        await copyFile(script, path.join(draft, SETUP_FILE), 0o755)
       }
       await write(draft, "env/docker/Dockerfile", dockerfile)
       for (const [name, text] of Object.entries(packages?.found.files ?? {})) {

@@ -25,6 +25,7 @@ import {
   imageNames,
   PACKAGES_DIR,
   planImage,
+  SETUP_FILE,
   TEMPLATE_FILE,
   withModelImages,
 } from "./plan.ts"
@@ -95,9 +96,8 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   const plan = planImage({
     bento,
     dockerfileTemplate:
-      bento.docker.dockerfileTemplate === null
-        ? undefined
-        : await readFile(path.join(dir, TEMPLATE_FILE), "utf8"),
+      bento.docker.dockerfileTemplate === null ? undefined : await readPart(dir, TEMPLATE_FILE),
+    setupScript: bento.docker.setupScript === null ? undefined : await readPart(dir, SETUP_FILE),
     bentoDir: dir,
     models: await withFacts(models, cache),
     runtimeDir,
@@ -143,6 +143,16 @@ async function readBento({ bento: asked, home }: PlanContainerOptions): Promise<
   )
   const dir = bentos.dir(tag)
   return { bento, openapi: await openapiOf(dir), prepared: await preparedOf(dir), dir, models }
+}
+
+/** A file that bento.yaml says the Bento has. */
+async function readPart(dir: string, file: string): Promise<string> {
+  try {
+    return await readFile(path.join(dir, file), "utf8")
+  } catch (cause) {
+    const hint = "Delete it (`bentoctl delete TAG`) and build it again."
+    throw new BentoError("STORE_CORRUPT", `the Bento in ${dir} lacks its ${file}`, { hint, cause })
+  }
 }
 
 /** A build context that lies in a folder. */
@@ -213,10 +223,8 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   const startedMs = clock()
   if (options.sbom !== undefined) await checkFolder(options.sbom)
   const { plan, models, buildArgs } = await planWithModels(options)
-  // What a template's steps do to our files, nobody knows before they have run.
-  const templated =
-    plan.builder === "dockerfile" ? "the engine carries out its docker.dockerfile_template" : null
-  if (asked === "assemble" && templated !== null) throw cannotAssemble(plan, templated)
+  const planned = whyDockerfile(plan)
+  if (asked === "assemble" && planned !== null) throw cannotAssemble(plan, planned)
   const how = assembling({ ...options, buildArgs })
   for (const name of unusedArgs(plan, buildArgs)) {
     yield { type: "warning", message: `nothing uses the build argument ${name}` }
@@ -224,7 +232,7 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   signal?.throwIfAborted()
   const { noPartialLoads } = await engine.ping(signal)
   let imageId: string | undefined
-  let reason = asked === "dockerfile" ? null : (templated ?? noPartialLoads)
+  let reason = asked === "dockerfile" ? null : (planned ?? noPartialLoads)
   if (asked !== "dockerfile" && reason === null) {
     yield { type: "builder", builder: "assemble", reason: null }
     try {
@@ -247,6 +255,14 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   const sizeBytes = await engine.sizeOf(imageId, signal)
   const { tags } = plan
   yield { type: "built", builder, reason, imageId, tags, sizeBytes, durationMs: clock() - startedMs }
+}
+
+/** What steps above our files do to them, nobody knows before they have run. */
+function whyDockerfile({ builder, dockerfile }: ImagePlan): string | null {
+  if (builder === "auto") return null
+  return dockerfile.template === null
+    ? "its docker.setup_script reads the files of the Bento"
+    : "the engine carries out its docker.dockerfile_template"
 }
 
 function assembling(options: EngineOptions & { readonly home: string }): Assembling {

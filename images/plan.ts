@@ -46,6 +46,9 @@ export const SBOM_FILE = "sbom.cdx.json"
 /** Where a Bento keeps the template of its Dockerfile. */
 export const TEMPLATE_FILE = "env/docker/Dockerfile.template"
 
+/** In a Bento: its `docker.setup_script`. */
+export const SETUP_FILE = "env/docker/setup_script"
+
 /** Where a Bento keeps what says which packages it needs. */
 export const PACKAGES_DIR = "env/node"
 
@@ -130,6 +133,8 @@ export interface PlanOptions {
   readonly platform?: Platform | undefined
   /** The text of `docker.dockerfile_template`. */
   readonly dockerfileTemplate?: string | undefined
+  /** The text of `docker.setup_script`. */
+  readonly setupScript?: string | undefined
   /** What `docker.base_image` and `docker.node_version` override, and what overrides `node:24-bookworm-slim`. */
   readonly baseImage?: string | undefined
   /** Default: NAME:VERSION and NAME:latest. */
@@ -167,6 +172,8 @@ export function planImage(options: PlanOptions): ImagePlan {
     docker.dockerfileTemplate !== null
   const createdAt = rfc3339(bento.creationTime)
   const { dockerfileTemplate } = options
+  const setupScript =
+    docker.setupScript === null ? null : NEEDS_FILES.test(options.setupScript ?? "") ? "last" : "first"
   // NVIDIA's images and distroless have no npm.
   const packagesImage = cuda === null && packageManagerOf(distro) !== null ? baseImage : nodeImage
   const needed = [...(cuda === null ? [] : [nodeImage]), ...(node === undefined ? [] : [packagesImage])]
@@ -186,7 +193,7 @@ export function planImage(options: PlanOptions): ImagePlan {
     tags: imageNames(options.tags ?? [formatTag(bento.tag), `${bento.tag.name}:latest`]),
     platform,
     baseImages,
-    builder: docker.dockerfileTemplate === null ? "auto" : "dockerfile",
+    builder: docker.dockerfileTemplate === null && setupScript !== "last" ? "auto" : "dockerfile",
     runs,
     dockerfile: {
       baseImage,
@@ -209,7 +216,7 @@ export function planImage(options: PlanOptions): ImagePlan {
               image: packagesImage,
               command: [node.manager, node.version, platform === "linux/amd64" ? "x64" : "arm64"],
             },
-      setupScript: bento.docker.setupScript !== null,
+      setupScript,
       buildEnv: runs && buildEnv.length > 0,
       runtime: one("runtime"),
       models: only("model"),
@@ -227,7 +234,7 @@ export function planImage(options: PlanOptions): ImagePlan {
         : [
             {
               kind: "file" as const,
-              from: path.join(bentoDir, "env/docker/setup_script"),
+              from: path.join(bentoDir, SETUP_FILE),
               to: "setup/script",
               executable: true,
             },
@@ -241,6 +248,9 @@ export function planImage(options: PlanOptions): ImagePlan {
     sbom,
   }
 }
+
+/** A setup script that names where the Bento lies wants what is there. */
+const NEEDS_FILES = /\bBENTO_PATH\b|\/home\/bentoml\/bento(?![\w.-])/
 
 /** What the step that installs packages needs: which, how, and with what credentials. */
 function packageFiles(node: NodePackages, bentoDir: string, npmrc: string): FileSource[] {

@@ -77,7 +77,7 @@ export const ERROR_CODES = {
   ],
   BUILD_FAILED: ["A step of the image build failed.", "Read the step and the last lines of its log."],
   ASSEMBLE_IMPOSSIBLE: [
-    "`--builder assemble` was asked for, or a model on a base image, and the engine, the base image or a template of the Bento does not allow it.",
+    "`--builder assemble` was asked for, or a model on a base image, and the engine, the base image, or a template or setup script of the Bento does not allow it.",
     "Leave out `--builder`, or use `--builder dockerfile`.",
   ],
   ENGINE_DISK_FULL: [

@@ -30,8 +30,8 @@ export interface DockerfileVars {
    * with the arguments in `command`.
    */
   readonly packages: { readonly image: string; readonly command: readonly string[] } | null
-  /** `setup/script` is in the context. */
-  readonly setupScript: boolean
+  /** When `setup/script` of the context runs: before there are files of ours, or after all of them; null for none. */
+  readonly setupScript: "first" | "last" | null
   /** `build-env/env` is in the context: values for the steps that run, and for nothing else. */
   readonly buildEnv: boolean
   // What only adds files, one layer each.
@@ -102,7 +102,12 @@ export function renderDockerfile(vars: DockerfileVars, part: DockerfilePart = "w
     return { name, text: readFileSync(file, "utf8") }
   })
   const { template, ...rest } = vars
-  const given = { ...rest, foundation: part === "foundation" }
+  const given = {
+    ...rest,
+    foundation: part === "foundation",
+    setupFirst: vars.setupScript === "first",
+    setupLast: vars.setupScript === "last",
+  }
   // The places that give a string this type.
   if (template === null) return renderTemplates(templates, given) as Dockerfile
   return renderUserTemplate(templates, template, given) as Dockerfile

@@ -1,6 +1,7 @@
 /** What `build` and `containerize` print, as far as no engine is needed. */
 import assert from "node:assert/strict"
 import { existsSync } from "node:fs"
+import { rm } from "node:fs/promises"
 import path from "node:path"
 import { before, test } from "node:test"
 import { folderWith, root, run, scratch } from "./support.ts"
@@ -107,4 +108,19 @@ test("--print-dockerfile needs no engine, and BENTOCTL_BASE_IMAGE names the base
     env: { ...env, BENTOCTL_BASE_IMAGE: "my/base:1" },
   })
   assert.match(other.stdout, /^FROM my\/base:1/m)
+})
+
+test("a Bento that lost its setup script is told so, and is no defect of ours", async () => {
+  const project = await folderWith({
+    "bentofile.yaml": "models: [iris]\nname: torn\ndocker: {setup_script: setup.sh}\n",
+    "setup.sh": "#!/bin/sh\n",
+  })
+  assert.equal((await run(["build", project, "--version", "1"], { home })).code, 0)
+  await rm(path.join(home, "bentos/torn/1/env/docker/setup_script"))
+  const { code, stderr } = await run(["containerize", "torn:1", "--print-dockerfile"], { home })
+  assert.equal(code, 1)
+  assert.match(
+    stderr,
+    /torn\/1 lacks its env\/docker\/setup_script\nHint: .*build it again\. \[STORE_CORRUPT\]/,
+  )
 })

@@ -1,4 +1,4 @@
-/** The templates that docs/images.md shows, built and run. */
+/** The templates that docs/images.md shows, built and run; and a step above our files that needs no template. */
 import assert from "node:assert/strict"
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises"
 import path from "node:path"
@@ -27,12 +27,32 @@ before(async () => {
   assert.equal((await bentoctl(["models", "import", iris, "--name", "iris_clf"], env)).code, 0)
 })
 after(async () => {
-  const tags = proofs.flatMap((_, index) => [`${NAME}-${index}:latest`])
+  const tags = [...proofs.keys(), "reads"].map((each) => `${NAME}-${each}:latest`)
   await run("docker", ["rmi", "-f", ...tags])
   await remove()
 })
 
 test("each template of the documentation is proved here", () => assert.equal(templates.length, proofs.length))
+
+test("a setup script that names where the Bento lies finds it there: the engine builds the image", async () => {
+  const project = path.join(folder, "reads")
+  await mkdir(project)
+  await writeFile(
+    path.join(project, "bentofile.yaml"),
+    `name: ${NAME}-reads\nmodels: [iris_clf]\ndocker: {setup_script: setup.sh}\n`,
+  )
+  const script = '#!/bin/sh\nset -eu\nls "$BENTO_PATH/models" > /etc/models\n'
+  await writeFile(path.join(project, "setup.sh"), script)
+  const image = `${NAME}-reads:latest`
+  const made = await bentoctl(["build", project, "--containerize", "-t", image, "-o", "json"], env)
+  assert.equal(made.code, 0, made.stderr)
+  const { image: told } = JSON.parse(made.stdout) as { image: { builder: string; builder_reason: string } }
+  assert.deepEqual(
+    [told.builder, told.builder_reason],
+    ["dockerfile", "its docker.setup_script reads the files of the Bento"],
+  )
+  assert.equal(await docker("run", "--rm", "--entrypoint", "cat", image, "/etc/models"), "iris_clf")
+})
 
 for (const [index, [script, answer, port]] of proofs.entries()) {
   test(`template ${index + 1} of docs/images.md is built by the engine, and does what it says`, async () => {

@@ -35,6 +35,10 @@ describe("the Dockerfile of each decision equals its golden file", () => {
       ),
     ),
     "setup-script": options(bento({ setupScript: "setup.sh" })),
+    "setup-script-of-files": options(
+      bento({ setupScript: "setup.sh" }, { envs: [{ name: "PIP_TOKEN", value: "x", stage: "build" }] }),
+      { setupScript: '#!/bin/sh\nls "$BENTO_PATH"\n' },
+    ),
     packages: options(bento({}, { node: { manager: "pnpm", version: "10.34.9", settings: {} } })),
     env: options(
       bento(
@@ -200,6 +204,20 @@ describe("a plan", () => {
     })
     assert.doesNotMatch(dockerfileOf(plan) + JSON.stringify(printablePlan(plan)), /s3cr3t/)
     assert.match(JSON.stringify(plan.layers), /name: TOKEN/)
+  })
+
+  test("runs a setup script first, which lets the rest be assembled; one that names where the Bento lies, last", () => {
+    for (const [script, expected] of [
+      ["mkdir -p /home/bentoml /opt/tool; chown 7 /home/bentoml/bento-tools", ["first", "auto"]],
+      ["ls ${BENTO_PATH}/src", ["last", "dockerfile"]],
+      ["#!/usr/bin/env node\nfs.readdirSync(process.env.BENTO_PATH)", ["last", "dockerfile"]],
+      ["chmod +x /home/bentoml/bento/src/tool", ["last", "dockerfile"]],
+      ["cd /home/bentoml/bento", ["last", "dockerfile"]],
+    ] as const) {
+      const { dockerfile, builder } = planImage(options(bento({ setupScript: "s" }), { setupScript: script }))
+      assert.deepEqual([dockerfile.setupScript, builder], expected, script)
+    }
+    assert.equal(planImage(options(bento(), { setupScript: "ls $BENTO_PATH" })).dockerfile.setupScript, null)
   })
 
   test("keeps credentials of registries in one file of the step, which is not printed", () => {
