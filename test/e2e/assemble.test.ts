@@ -151,6 +151,12 @@ describe(
       return bentoOf(context, example)
     }
 
+    test("no example is left out", async () => {
+      const found = await readdir(path.join(root, "examples"), { withFileTypes: true })
+      const examples = found.filter((entry) => entry.isDirectory()).map(({ name }) => name)
+      assert.deepEqual(examples.toSorted(), ["digits", "iris"], "compare it here")
+    })
+
     test("examples/iris", async () => {
       await assertEqualBothWays(await exampleOf("iris", "iris_clf"))
     })
