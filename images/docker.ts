@@ -363,7 +363,7 @@ class DockerBuilder implements ImageEngine {
       // Reading a file failed: the engine only saw a connection that broke.
       if (broken instanceof BentoError) throw broken
       if (error instanceof BentoError) throw error
-      const message = messageOf(broken ?? error)
+      const message = withoutStatus(broken ?? error)
       if (isDiskFull(message)) throw diskFull("loading the image", error)
       if (error instanceof LoadRefused) throw error
       if (statusOf(error) !== undefined) throw new LoadRefused(message, { cause: error })
@@ -404,7 +404,7 @@ class DockerBuilder implements ImageEngine {
     } catch (error) {
       signal?.throwIfAborted()
       if (error instanceof BentoError || error instanceof PushRefused) throw error
-      throw new PushRefused(messageOf(error), { cause: error })
+      throw new PushRefused(withoutStatus(error), { cause: error })
     }
     signal?.throwIfAborted()
     if (digest === undefined) throw new PushRefused("the engine ended the push without a digest")
