@@ -311,9 +311,10 @@ class FileStore<T extends Manifest> implements Store<T> {
     const { name } = ref
     const pointed = await this.#pointed(name)
     if (pointed !== null) return { name, version: pointed }
+    const newest = await this.#newest(name)
+    if (newest !== null) return newest.tag
     const broken: BrokenItem[] = []
-    const [newest] = (await this.#itemsOf(name, broken)).toSorted(newestFirst)
-    if (newest !== undefined) return newest.tag
+    await this.#itemsOf(name, broken)
     const [first] = broken
     if (first !== undefined) throw this.#corrupt(first.path, first.reason)
     throw await this.#notFound(ref)
@@ -414,13 +415,13 @@ class FileStore<T extends Manifest> implements Store<T> {
    */
   async #settle(name: string, temp: string): Promise<void> {
     const folder = join(this.root, name)
-    const seen = new Map<string, StoreItem<T> | null>()
+    const times = new Map<string, number>()
     for (let round = 0; round < MAX_ATTEMPTS; round++) {
-      const [newest] = (await this.#readable(name, seen)).toSorted(newestFirst)
-      if (newest === undefined) {
+      const newest = await this.#newest(name, times)
+      if (newest === null) {
         await orNull(unlink(join(folder, LATEST)))
         if (await removeEmpty(folder)) break
-        if ((await this.#readable(name, seen)).length === 0) break // broken items and stray files stay
+        if ((await this.#newest(name, times)) === null) break // broken items and stray files stay
       } else {
         if ((await this.#readPointer(name)) === newest.tag.version) break
         // Not synced: where a power cut leaves it empty, the newest item is looked for.
@@ -432,12 +433,39 @@ class FileStore<T extends Manifest> implements Store<T> {
     await syncFolder(this.root)
   }
 
-  /** Items that can be read; each version is read once. */
-  async #readable(name: string, seen: Map<string, StoreItem<T> | null>): Promise<StoreItem<T>[]> {
-    const versions = await this.#versions(name)
-    for (const version of versions)
-      if (!seen.has(version)) seen.set(version, await this.#itemOrNull({ name, version }))
-    return versions.map((version) => seen.get(version) ?? null).filter((item) => item !== null)
+  /**
+   * The newest item that can be read, null for none. Manifests are searched for their times and only the likely ones read:
+   * a name may have a thousand versions. `times` keeps what was found, for whoever asks again.
+   */
+  async #newest(name: string, times = new Map<string, number>()): Promise<StoreItem<T> | null> {
+    const left = new Map<string, number>()
+    for (const version of await this.#versions(name)) {
+      const time = times.get(version) ?? (await this.#likelyTime({ name, version }))
+      times.set(version, time)
+      left.set(version, time)
+    }
+    for (;;) {
+      const latest = Math.max(...left.values())
+      const [version] = [...left]
+        .filter(([, time]) => time === latest)
+        .map(([each]) => each)
+        .toSorted(compareText)
+      if (version === undefined) return null
+      const item = await this.#itemOrNull({ name, version })
+      const time = item === null ? NaN : microsecondsOf(item.info.creationTime)
+      if (item === null) left.delete(version)
+      else if (time === latest || latest === -Infinity) return item
+      else left.set(version, Number.isNaN(time) ? -Infinity : time) // some have none
+    }
+  }
+
+  /** When an item was made, in microseconds; Infinity where only reading its manifest tells. */
+  async #likelyTime(tag: Tag): Promise<number> {
+    const text = await readFile(join(this.#path(tag), this.#kind.manifest), "utf8").catch(() => "")
+    // At the beginning of a line no value of YAML's block style can stand.
+    const written = /^creation_time: *['"]?([^'"\n]+)['"]? *$/m.exec(text)?.[1]
+    const time = written === undefined ? NaN : microsecondsOf(written)
+    return Number.isNaN(time) ? Infinity : time
   }
 
   async #itemOrNull(tag: Tag): Promise<StoreItem<T> | null> {

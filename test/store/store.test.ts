@@ -6,6 +6,7 @@ import { test, type TestContext } from "node:test"
 import { setTimeout } from "node:timers/promises"
 import { AmbiguousTagError, BentoError } from "../../store/errors.ts"
 import { openBentoStore, openModelStore, type Store } from "../../store/store.ts"
+import { readYaml } from "../../store/pyyaml.ts"
 import { formatTag, parseTag, parseTagRef, type Tag } from "../../store/tag.ts"
 import { FIXTURES, tempFolder, treeOf, writesBento, writesModel } from "./support.ts"
 
@@ -143,6 +144,32 @@ both("latest is the newest by creation time, not by order of arrival", async (t,
   assert.equal(await pointer(), "new")
   await store.remove(parseTag("iris:old"))
   assert.equal(await pointer(), "new")
+})
+
+both("latest is right however a manifest writes its time, and whatever else it says", async (t, sort) => {
+  const store = await fill(sort, await tempFolder(t), ...[1, 2, 3, 4, 5, 6].map((each) => `iris:v${each}`))
+  const rewrite = async (version: string, change: (text: string) => string): Promise<void> => {
+    const manifest = join(store.root, "iris", version, sort.manifest)
+    await writeFile(manifest, change(await readFile(manifest, "utf8")))
+  }
+  const timed =
+    (time: string) =>
+    (text: string): string =>
+      text.replace(/^creation_time: .*$/m, `creation_time: ${time}`)
+  await rewrite("v1", (text) => JSON.stringify(readYaml(timed("2024-05-01T00:00:00+00:00")(text), "").value))
+  await rewrite("v2", timed("'2024-04-01T00:00:00+00:00'"))
+  await rewrite("v3", timed("2024-03-01 00:00:00+00:00 # by hand"))
+  await rewrite("v4", (text) => timed("2024-06-01T00:00:00+00:00")(text) + "oops: [")
+  await rewrite("v6", timed("''"))
+  const resolved: string[] = []
+  for (let left = 5; left > 0; left--) {
+    await rm(join(store.root, "iris", "latest"))
+    const tag = await store.resolve({ name: "iris" })
+    resolved.push(tag.version)
+    await store.remove(tag)
+    if (left > 1) assert.notEqual(await readFile(join(store.root, "iris", "latest"), "utf8"), tag.version)
+  }
+  assert.deepEqual(resolved, ["v1", "v2", "v3", "v5", "v6"])
 })
 
 both("with its last version a name is gone", async (t, sort) => {
