@@ -48,7 +48,8 @@ export class BuildCommand extends ImageCommand {
       "<KEY=VALUE> attach a label, over those of the bentofile; its image has it too; repeat for more",
   })
   dryRun: boolean = Option.Boolean("--dry-run", false, {
-    description: "check everything and print bento.yaml; write nothing",
+    description:
+      "check everything and print bento.yaml, files, builder and Dockerfile, with -o json the whole plan; write nothing",
   })
   containerize: boolean = Option.Boolean("--containerize", false, {
     description: "build its image as well; the options after -o are for it, see `bentoctl containerize`",
@@ -165,16 +166,20 @@ function nextSteps(tag: string): string {
 
 /** What a Bento would hold, for people. */
 async function dryRunText({ bento, files, plan }: BuiltBento): Promise<string> {
-  const [{ formatBentoYaml }, { dockerfileOf }] = await Promise.all([
+  const [{ formatBentoYaml }, { dockerfileOf }, { whyDockerfile }] = await Promise.all([
     import("../store/bento.ts"),
     import("../images/context.ts"),
+    import("../images/plan.ts"),
   ])
+  const reason = whyDockerfile(plan)
+  const builder = reason === null ? "assemble, where the engine can" : `dockerfile (${reason})`
   const section = (title: string, text: string): string =>
     `${title}\n${text.trimEnd().replace(/^(?=.)/gm, "  ")}\n`
   return [
     `Bento(tag="${formatTag(bento.tag)}") would be built; nothing was written.\n`,
     section("bento.yaml", formatBentoYaml(bento)),
     section(`src/ (${files.length} ${files.length === 1 ? "file" : "files"})`, files.join("\n")),
+    section("Builder", builder),
     section("Dockerfile", dockerfileOf(plan)),
   ].join("\n")
 }

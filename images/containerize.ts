@@ -27,6 +27,7 @@ import {
   planImage,
   SETUP_FILE,
   TEMPLATE_FILE,
+  whyDockerfile,
   withModelImages,
 } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
@@ -255,14 +256,6 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   const sizeBytes = await engine.sizeOf(imageId, signal)
   const { tags } = plan
   yield { type: "built", builder, reason, imageId, tags, sizeBytes, durationMs: clock() - startedMs }
-}
-
-/** What steps above our files do to them, nobody knows before they have run. */
-function whyDockerfile({ builder, dockerfile }: ImagePlan): string | null {
-  if (builder === "auto") return null
-  return dockerfile.template === null
-    ? "its docker.setup_script reads the files of the Bento"
-    : "the engine carries out its docker.dockerfile_template"
 }
 
 function assembling(options: EngineOptions & { readonly home: string }): Assembling {

@@ -252,6 +252,14 @@ export function planImage(options: PlanOptions): ImagePlan {
 /** A setup script that names where the Bento lies wants what is there. */
 const NEEDS_FILES = /\bBENTO_PATH\b|\/home\/bentoml\/bento(?![\w.-])/
 
+/** Null where the image can be assembled. What steps above our files do to them, nobody knows before they have run. */
+export function whyDockerfile({ builder, dockerfile }: ImagePlan): string | null {
+  if (builder === "auto") return null
+  return dockerfile.template === null
+    ? "its docker.setup_script reads the files of the Bento"
+    : "the engine carries out its docker.dockerfile_template"
+}
+
 /** What the step that installs packages needs: which, how, and with what credentials. */
 function packageFiles(node: NodePackages, bentoDir: string, npmrc: string): FileSource[] {
   return [

@@ -49,7 +49,7 @@ test("--dry-run shows everything and writes nothing", async () => {
   assert.equal(code, 0)
   assert.match(stdout, /^Bento\(tag="plain:dry"\) would be built; nothing was written\.\n/)
   assert.match(stdout, /\nbento\.yaml\n {2}service: /)
-  assert.match(stdout, /\nDockerfile\n {2}.*FROM /s)
+  assert.match(stdout, /\nBuilder\n {2}assemble, where the engine can\n\nDockerfile\n {2}.*FROM /s)
   const json = JSON.parse(
     (await run(["build", folder, "--version", "dry", "--dry-run", "-o", "json"], { home })).stdout,
   )
@@ -63,6 +63,18 @@ test("--dry-run shows everything and writes nothing", async () => {
     "dockerfile",
   ])
   assert.ok(!existsSync(path.join(home, "bentos/plain/dry")))
+})
+
+test("--dry-run says why an image cannot be assembled, as far as the Bento decides it", async () => {
+  const project = await folderWith({
+    "bentofile.yaml": "models: [iris]\ndocker: {setup_script: setup.sh}\n",
+    "setup.sh": "#!/bin/sh\nls $BENTO_PATH\n",
+  })
+  const { stdout } = await run(["build", project, "--dry-run"], { home })
+  assert.match(
+    stdout,
+    /\nBuilder\n {2}dockerfile \(its docker\.setup_script reads the files of the Bento\)\n/,
+  )
 })
 
 test("-f names another bentofile, relative to the working directory", async () => {
