@@ -336,13 +336,17 @@ describe("stopping", () => {
     await server.ready()
     let stop = false
     const seen = new Set<number>()
+    /** Of requests that began when the server had said that it goes. */
+    const late = new Set<number>()
     const load = Array.from({ length: 8 }, async () => {
       while (!stop) {
+        const isLate = server.output().includes("finishing requests in flight")
         const status = await post(`${server.url}/wait`, { ms: 50 }).then(
           (response) => response.status,
           () => 0,
         )
         seen.add(status)
+        if (isLate) late.add(status)
         if (status === 0) return
       }
     })
@@ -355,6 +359,7 @@ describe("stopping", () => {
       [...seen].filter((status) => ![0, 200, 503].includes(status)),
       [],
     )
+    assert.ok(late.has(200), `answered late: ${[...late].join(", ")}`)
   })
 
   test("a second signal ends it at once", async () => {
