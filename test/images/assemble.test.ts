@@ -184,6 +184,17 @@ describe("assembling an image", () => {
     assert.equal((await run(second, planOf(second))).id, first.id)
   })
 
+  test("is the same whatever processor the engine has, and nothing runs for it", async () => {
+    const [here, there] = [await world(), await world()]
+    there.engine.info = { ...there.engine.info, arch: "arm64" }
+    for (const platform of ["linux/amd64", "linux/arm64"] as const) {
+      const ids = []
+      for (const given of [here, there]) ids.push((await run(given, { ...planOf(given), platform })).id)
+      assert.equal(ids[0], ids[1], platform)
+    }
+    assert.deepEqual([...here.engine.builds, ...there.engine.builds], [])
+  })
+
   test("ends at once when it is interrupted, and names nothing", async () => {
     const given = await world()
     const abort = new AbortController()
