@@ -279,6 +279,17 @@ describe("what is no request", () => {
 })
 
 describe("clients that dawdle or leave", () => {
+  test("have the whole time for a body, but 15 s at most for the head", async () => {
+    for (const [receiveTimeoutMs, headMs] of [
+      [60_000, 15_000],
+      [1000, 1000],
+    ] as const) {
+      await start({ receiveTimeoutMs })
+      const { requestTimeout, headersTimeout } = servers.at(-1) ?? {}
+      assert.deepEqual([requestTimeout, headersTimeout], [receiveTimeoutMs, headMs])
+    }
+  })
+
   test("a body that does not arrive in time is cut with 408; others are served meanwhile", async () => {
     const port = await start({ receiveTimeoutMs: 1000 })
     const slow = raw(port, ["POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc"])
