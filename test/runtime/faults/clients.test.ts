@@ -75,7 +75,8 @@ test("a thousand idle connections: others are served as before, and their descri
   const before = await server.socketsAtRest()
   const idle = Array.from({ length: 1000 }, () => new Wire(server.port))
   await eventually(() => server.sockets() >= before + 1000)
-  assert.ok(Math.max(...(await latencies(server, 20))) < UNAFFECTED_MS)
+  // Were they in the way, it would be for 15 s, until the first of them is cut off.
+  assert.ok(Math.max(...(await latencies(server, 20))) < 10_000)
   for (const wire of idle) wire.destroy()
   await eventually(() => server.sockets() <= before)
 })
