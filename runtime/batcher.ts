@@ -570,6 +570,11 @@ export class Batcher<I, O> {
     return Math.min(nowMs + savedMs / whole.jobs, whole.head.enqueuedMs + waitMs, latestMs)
   }
 
+  /** Whether as much of a group waits as goes into one batch. */
+  #isFull(queue: GroupQueue<I, O> | null): boolean {
+    return queue !== null && queue.rows >= queue.mostRows
+  }
+
   /** The next batch of a group; null when all that waited turned out to be dead. */
   #take(queue: GroupQueue<I, O>, nowMs: number, ahead: boolean): Running<I, O> | null {
     for (let suspects = queue.suspects.shift(); suspects !== undefined; suspects = queue.suspects.shift()) {
@@ -725,6 +730,8 @@ export class Batcher<I, O> {
     if (outcome === "done") queue.cost.add(rows, ms, nowMs)
     // The charge follows what was measured, but one stall must not push a group to the back for long.
     queue.virtualMs += Math.min(ms, 4 * Math.max(chargedMs, UNKNOWN_MS)) - chargedMs
+    // A full batch gains nothing by waiting until these answers are written, and the worker would wait with it.
+    if (outcome === "done" && this.#isFull(this.#nextGroup(nowMs))) this.#pump()
     settle()
     if (queue.suspects.length > 0) this.#activate(queue)
     this.#rate(queue)

@@ -63,6 +63,42 @@ describe("when a batch begins", () => {
     assert.deepEqual(batches, [3])
   })
 
+  for (const [what, waiting, started] of [
+    ["a full batch that waits is handed over before the answers of the one before are written", 10, 2],
+    ["less than a full one waits for what else has arrived", 9, 1],
+  ] as const) {
+    test(`with defer ${what}`, async () => {
+      const planned: (() => void)[] = []
+      const ends: (() => void)[] = []
+      const batcher = new Batcher<string, string>({
+        clock: new World().clock,
+        slots: 1,
+        maxQueueRows: 100,
+        maxQueueBytes: 100,
+        execute: ({ parts }) =>
+          new Promise((resolve) => {
+            ends.push(() => resolve({ outputs: parts.map((part) => part.input), inferMs: 0 }))
+          }),
+        join: ([first = ""]) => first,
+        refuse: (refusal) => new Error(refusal.reason),
+        isLost: () => false,
+        defer: (callback) => planned.push(callback),
+      })
+      const submit = (input: string): Promise<string> =>
+        batcher.submit({ input, rows: 1, bytes: 0, group: groupOf("only", 10) })
+      const first = submit("first")
+      planned.shift()?.()
+      const others = Array.from({ length: waiting }, (_, index) => submit(String(index)))
+      const startedWhenAnswered = first.then(() => ends.length)
+      ends[0]?.()
+      assert.equal(await startedWhenAnswered, started)
+      planned.forEach((callback) => callback())
+      assert.equal(ends.length, 2)
+      ends[1]?.()
+      assert.equal((await Promise.all(others)).length, waiting)
+    })
+  }
+
   test("several slots run as many batches at once, never more", async () => {
     const world = new World({ slots: 3 })
     for (const name of ["a", "b", "c", "d", "e"]) submit(world, name)
