@@ -1,9 +1,13 @@
 /**
  * `npm run build`: makes dist/, all that the npm package ships.
  *
- * dist/{cli,store,images,templates,runtime}  what tsc emits (JavaScript and declarations) and the templates
- * dist/image                                 the server that goes into images: a bundle whose only external package
- *                                            is onnxruntime-node, so that an image needs no `npm install` of ours
+ * dist/cli      the command line: a bundle, as it starts faster from few files than from the hundreds that it and its
+ *               packages are written in; beside it what it reads: the templates and the installer of packages
+ * dist/image    the server that goes into images: a bundle whose only external package is onnxruntime-node, so that an
+ *               image needs no `npm install` of ours
+ * dist/runtime  the types of `bentoctl/runtime`, and dist/store those that they are made of
+ *
+ * Nothing is minified: the stack of a defect must say where it was.
  */
 import { execFileSync } from "node:child_process"
 import {
@@ -18,7 +22,7 @@ import {
 } from "node:fs"
 import { createRequire } from "node:module"
 import path from "node:path"
-import { build, type Metafile } from "esbuild"
+import { build, type BuildOptions, type Metafile, type Plugin } from "esbuild"
 
 const root = import.meta.dirname
 const started = performance.now()
@@ -29,16 +33,18 @@ const { version } = JSON.parse(readFileSync(path.join(root, "package.json"), "ut
 rmSync(staging, { recursive: true, force: true })
 mkdirSync(staging, { recursive: true })
 try {
-  emit()
-  await bundle()
+  emitTypes()
+  const [cli, image] = await Promise.all([bundleCommandLine(), bundleServer()])
+  // What `test/shape.test.ts` reads.
+  writeFileSync(path.join(staging, "metafile.json"), JSON.stringify({ cli, image }))
   replaceDist()
 } finally {
   rmSync(staging, { recursive: true, force: true })
 }
 process.stdout.write(`built dist/ in ${Math.round(performance.now() - started)} ms\n`)
 
-/** JavaScript and declarations by tsc; types are not checked again here (`npm run check` does that). */
-function emit(): void {
+/** Of `bentoctl/runtime` and all that it takes; types are not checked again here (`npm run check` does that). */
+function emitTypes(): void {
   const config = path.join(staging, "tsconfig.json")
   writeFileSync(
     config,
@@ -48,35 +54,29 @@ function emit(): void {
         noEmit: false,
         noCheck: true,
         declaration: true,
+        emitDeclarationOnly: true,
         allowImportingTsExtensions: false,
         rootDir: root,
         outDir: staging,
         typeRoots: [path.join(root, "node_modules/@types")],
       },
-      include: ["cli", "store", "images", "templates", "runtime"].map((folder) => path.join(root, folder)),
+      include: [],
+      files: [path.join(root, "runtime/index.ts")],
     }),
   )
   execFileSync(path.join(root, "node_modules/.bin/tsc"), ["-p", config], { stdio: "inherit" })
   rmSync(config)
-  chmodSync(path.join(staging, "cli/main.js"), 0o755)
-  for (const template of globSync("templates/**/*.hbs", { cwd: root })) {
-    cpSync(path.join(root, template), path.join(staging, template), { recursive: true })
-  }
 }
 
-/** The server of the image; its metafile is what `test/shape.test.ts` reads. */
-async function bundle(): Promise<void> {
-  const entries = ["index", "serve", "worker", "http-worker", "entrypoint", "healthcheck"]
-  const result = await build({
+/** One that shares its chunks, so that what a command imports late is still loaded late. */
+async function bundle(options: Omit<BuildOptions, "metafile">): Promise<Metafile> {
+  const { metafile } = await build({
     absWorkingDir: root,
-    entryPoints: entries.map((name) => `runtime/${name}.ts`),
-    outdir: path.join(staging, "image"),
     bundle: true,
     splitting: true,
     format: "esm",
     platform: "node",
     target: "node24",
-    external: ["onnxruntime-node"],
     legalComments: "eof",
     metafile: true,
     logLevel: "warning",
@@ -84,6 +84,53 @@ async function bundle(): Promise<void> {
     banner: {
       js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
     },
+    ...options,
+  })
+  return metafile
+}
+
+async function bundleCommandLine(): Promise<Metafile> {
+  const outdir = path.join(staging, "cli")
+  const metafile = await bundle({
+    entryPoints: ["cli/main.ts"],
+    outdir,
+    // What packages look for and do without: the CycloneDX library to write XML, which we do not, debug for colours.
+    // They are no dependencies of ours, and whether they lie here by chance must not matter.
+    external: ["xmlbuilder2", "supports-color"],
+    plugins: [withoutGrpcAndSsh()],
+  })
+  chmodSync(path.join(outdir, "main.js"), 0o755)
+  // Each is read as a file: no part of the bundle.
+  await build({ absWorkingDir: root, entryPoints: ["images/install-packages.ts"], outdir, target: "node24" })
+  for (const template of globSync("templates/*.hbs", { cwd: root })) {
+    cpSync(path.join(root, template), path.join(outdir, path.basename(template)))
+  }
+  return metafile
+}
+
+/**
+ * Most of dockerode by time and size is gRPC, for sessions beside a build, and an SSH client with native parts. Neither
+ * is ever called: images/docker.ts needs no sessions, and images/ssh.ts runs the user's own ssh.
+ */
+function withoutGrpcAndSsh(): Plugin {
+  const files = /[\\/](dockerode[\\/]lib[\\/](session|buildkit)|docker-modem[\\/]lib[\\/]ssh)\.js$/
+  return {
+    name: "without-grpc-and-ssh",
+    setup(bundler) {
+      bundler.onLoad({ filter: files }, ({ path: file }) => ({
+        contents: `module.exports = () => { throw new Error("${path.basename(file)} is not in the bundle") }`,
+      }))
+    },
+  }
+}
+
+/** The server of the image. */
+async function bundleServer(): Promise<Metafile> {
+  const entries = ["index", "serve", "worker", "http-worker", "entrypoint", "healthcheck"]
+  const metafile = await bundle({
+    entryPoints: entries.map((name) => `runtime/${name}.ts`),
+    outdir: path.join(staging, "image"),
+    external: ["onnxruntime-node"],
   })
   const onnxruntime = require("onnxruntime-node/package.json") as { version: string }
   const manifest = {
@@ -92,10 +139,10 @@ async function bundle(): Promise<void> {
     type: "module",
     private: true,
     dependencies: { "onnxruntime-node": onnxruntime.version },
-    bundled: bundledPackages(result.metafile),
+    bundled: bundledPackages(metafile),
   }
   writeFileSync(path.join(staging, "image/package.json"), `${JSON.stringify(manifest, null, 2)}\n`)
-  writeFileSync(path.join(staging, "metafile.json"), JSON.stringify(result.metafile))
+  return metafile
 }
 
 /** Whose code is in the bundle; an image's bill of materials lists them. */

@@ -6,7 +6,7 @@
  */
 import { readFile, realpath, stat } from "node:fs/promises"
 import path from "node:path"
-import { z } from "zod"
+import * as z from "zod"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import { DISTROS, PLATFORMS } from "../store/bento.ts"

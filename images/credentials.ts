@@ -6,7 +6,7 @@ import { spawn } from "node:child_process"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { text } from "node:stream/consumers"
-import { z } from "zod"
+import * as z from "zod"
 import { BentoError } from "../store/errors.ts"
 import { configFolder } from "./connection.ts"
 

@@ -6,8 +6,6 @@
  */
 import type { Agent as HttpAgent } from "node:http"
 import { Agent } from "node:https"
-import { createRequire } from "node:module"
-import path from "node:path"
 import { addAbortSignal } from "node:stream"
 import type { Readable } from "node:stream"
 import type Docker from "dockerode"
@@ -51,7 +49,7 @@ const PING_TIMEOUT_MS = { socket: 10_000, tcp: 10_000, ssh: 45_000 } as const
 class DockerBuilder implements ImageEngine {
   readonly #env: Env
   readonly #pingTimeoutMs: number | undefined
-  readonly #module: Promise<typeof Docker>
+  readonly #module: Promise<{ default: typeof Docker }>
   #known: Connection | undefined
   #docker: Promise<Docker> | undefined
   #info: Promise<EngineInfo> | undefined
@@ -60,7 +58,7 @@ class DockerBuilder implements ImageEngine {
     this.#env = env
     this.#pingTimeoutMs = pingTimeoutMs
     // It takes a while to load, and whoever made this builder has something to do meanwhile.
-    this.#module = loadDockerode()
+    this.#module = import("dockerode")
     this.#module.catch(() => {}) // the first call tells
   }
 
@@ -69,7 +67,9 @@ class DockerBuilder implements ImageEngine {
   }
 
   #client(): Promise<Docker> {
-    this.#docker ??= this.#module.then((Client) => new Client(clientOptions(this.#connection, this.#env)))
+    this.#docker ??= this.#module.then(
+      (module) => new module.default(clientOptions(this.#connection, this.#env)),
+    )
     return this.#docker
   }
 
@@ -494,31 +494,6 @@ const GONE = [
 /** Codes of OpenSSL's, in Node's spelling. */
 const TLS_FAILURE =
   /^(ERR_(SSL|TLS|OSSL)_|CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|HOSTNAME_MISMATCH|EPROTO$)/
-
-/**
- * Most of the time to load dockerode goes into gRPC, for sessions beside a build, and into SSH: both are put off until
- * they are called. Where dockerode has no such files any more, it loads as it is.
- */
-async function loadDockerode(): Promise<typeof Docker> {
-  const require = createRequire(import.meta.url)
-  try {
-    const dockerode = require.resolve("dockerode")
-    putOff(require, require.resolve("dockerode/lib/session.js"))
-    putOff(require, path.join(path.dirname(createRequire(dockerode).resolve("docker-modem")), "ssh.js"))
-  } catch {
-    // As it is, then.
-  }
-  return (await import("dockerode")).default
-}
-
-/** Lets a CommonJS file that exports one function load at its first call. */
-function putOff(require: NodeJS.Require, file: string): void {
-  const exports = (...args: unknown[]): unknown => {
-    delete require.cache[file]
-    return (require(file) as (...given: unknown[]) => unknown)(...args)
-  }
-  require.cache[file] ??= { id: file, filename: file, loaded: true, exports } as unknown as NodeModule // all that it looks at
-}
 
 /** On containers that are made only to look into an image; they are removed at once, or by `image prune`. */
 const PROBE_LABEL = "bentoctl.probe"

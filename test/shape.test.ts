@@ -1,4 +1,4 @@
-/** The shape of what is shipped: what the image's bundle is made of, and what the npm package holds. */
+/** The shape of what is shipped: what the bundles are made of, and what the npm package holds. */
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import { readFileSync, statSync } from "node:fs"
@@ -9,66 +9,125 @@ import { test } from "node:test"
 const root = path.resolve(import.meta.dirname, "..")
 
 interface Metafile {
-  readonly inputs: Record<string, unknown>
   readonly outputs: Record<
     string,
-    { imports: { path: string; external?: boolean }[]; bytes: number; entryPoint?: string }
+    {
+      readonly imports: readonly { path: string; kind: string; external?: boolean }[]
+      readonly inputs: Record<string, unknown>
+      readonly bytes: number
+      readonly entryPoint?: string
+    }
   >
 }
-const metafile = JSON.parse(readFileSync(path.join(root, "dist/metafile.json"), "utf8")) as Metafile
+const metafiles = JSON.parse(readFileSync(path.join(root, "dist/metafile.json"), "utf8")) as {
+  cli: Metafile
+  image: Metafile
+}
 
-/** Packages that may be part of the server. A new one is a decision: see the table in docs/architecture.md. */
-const BUNDLED = [
-  "@hono/node-server",
-  "@opentelemetry/api",
-  "@pinojs/redact",
-  "atomic-sleep",
-  "bintrees",
-  "hono",
-  "on-exit-leak-free",
-  "pino",
-  "pino-std-serializers",
-  "process-warning",
-  "prom-client",
-  "quick-format-unescaped",
-  "real-require",
-  "safe-stable-stringify",
-  "sonic-boom",
-  "tdigest",
-  "thread-stream",
-  "yaml",
-  "zod",
-]
+/** Packages that may be part of a bundle. A new one is a decision: see the table in docs/architecture.md. */
+const BUNDLED = {
+  cli: [
+    "@balena/dockerignore",
+    "@cyclonedx/cyclonedx-library",
+    "b4a",
+    "bl",
+    "chownr",
+    "clipanion",
+    "debug",
+    "docker-modem",
+    "dockerode",
+    "end-of-stream",
+    "events-universal",
+    "fast-fifo",
+    "fs-constants",
+    "handlebars",
+    "ignore",
+    "inherits",
+    "mkdirp-classic",
+    "ms",
+    "once",
+    "pump",
+    "readable-stream",
+    "safe-buffer",
+    "source-map",
+    "split-ca",
+    "streamx",
+    "string_decoder",
+    "tar-fs",
+    "tar-stream",
+    "text-decoder",
+    "typanion",
+    "util-deprecate",
+    "wrappy",
+    "yaml",
+    "zod",
+  ],
+  image: [
+    "@hono/node-server",
+    "@opentelemetry/api",
+    "@pinojs/redact",
+    "atomic-sleep",
+    "bintrees",
+    "hono",
+    "on-exit-leak-free",
+    "pino",
+    "pino-std-serializers",
+    "prom-client",
+    "quick-format-unescaped",
+    "safe-stable-stringify",
+    "sonic-boom",
+    "tdigest",
+    "thread-stream",
+    "yaml",
+    "zod",
+  ],
+}
 
-test("the image's bundle holds only the packages that were decided on", () => {
-  const packages = Object.keys(metafile.inputs).flatMap(
-    (input) => /node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(input)?.[1] ?? [],
-  )
-  assert.deepEqual(
-    [...new Set(packages)].filter((name) => !BUNDLED.includes(name)),
-    [],
-  )
-})
+/** Packages that a bundle leaves outside: to be installed, or looked for and done without. */
+const EXTERNAL = { cli: ["supports-color", "xmlbuilder2"], image: ["onnxruntime-node"] }
 
-test("the image's bundle leaves only onnxruntime-node and Node's own modules outside", () => {
-  const external = Object.values(metafile.outputs)
-    .flatMap((output) => output.imports)
-    .filter((entry) => entry.external && !entry.path.startsWith("node:"))
-    .map((entry) => entry.path)
-  const builtins = new Set(builtinModules)
-  assert.deepEqual([...new Set(external)].filter((name) => !builtins.has(name)).sort(), ["onnxruntime-node"])
-})
+/** Folders of ours that belong to the other side. */
+const FOREIGN = { cli: /^(runtime|test)\//, image: /^(cli|images|templates|test)\// }
 
-test("no file of the command line or of the image side is in the image's bundle", () => {
-  assert.deepEqual(
-    Object.keys(metafile.inputs).filter((input) => /^(cli|images|templates|test)\//.test(input)),
-    [],
-  )
-})
+for (const name of ["cli", "image"] as const) {
+  const outputs = Object.values(metafiles[name].outputs)
+  /** Not all that was read: what nothing uses is left out. */
+  const inputs = outputs.flatMap((output) => Object.keys(output.inputs))
+
+  test(`dist/${name} holds only the packages that were decided on`, () => {
+    const packages = inputs.flatMap((input) => /.*node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(input)?.[1] ?? [])
+    assert.deepEqual([...new Set(packages)].sort(), BUNDLED[name])
+  })
+
+  test(`dist/${name} leaves only ${EXTERNAL[name].join(", ")} and Node's own modules outside`, () => {
+    const external = outputs
+      .flatMap((output) => output.imports)
+      .filter((entry) => entry.external && !entry.path.startsWith("node:"))
+      .map((entry) => entry.path)
+    const builtins = new Set(builtinModules)
+    assert.deepEqual([...new Set(external)].filter((found) => !builtins.has(found)).sort(), EXTERNAL[name])
+  })
+
+  test(`no file of the other side is in dist/${name}`, () => {
+    assert.deepEqual(
+      inputs.filter((input) => FOREIGN[name].test(input)),
+      [],
+    )
+  })
+}
 
 test("the server's bundle stays below 2 MB", () => {
-  const bytes = Object.values(metafile.outputs).reduce((sum, output) => sum + output.bytes, 0)
+  const bytes = Object.values(metafiles.image.outputs).reduce((sum, output) => sum + output.bytes, 0)
   assert.ok(bytes < 2e6, `${bytes} bytes`)
+})
+
+test("the command line's file links nothing of ours before it has looked at Node's version", () => {
+  const main = Object.values(metafiles.cli.outputs).find((output) => output.entryPoint === "cli/main.ts")
+  const linked = main?.imports.filter(({ kind }) => kind === "import-statement").map((entry) => entry.path)
+  assert.deepEqual(
+    linked?.filter((file) => !file.startsWith("node:")),
+    [],
+  )
 })
 
 test("the npm package holds the command line, the server, templates and types, and no sources or tests", () => {
@@ -80,6 +139,7 @@ test("the npm package holds the command line, the server, templates and types, a
   const files = packed?.files.map((file) => file.path) ?? []
   for (const needed of [
     "dist/cli/main.js",
+    "dist/cli/install-packages.js",
     "dist/image/serve.js",
     "dist/image/worker.js",
     "dist/runtime/index.d.ts",
@@ -89,7 +149,7 @@ test("the npm package holds the command line, the server, templates and types, a
     assert.ok(files.includes(needed), `${needed} is missing`)
   }
   assert.ok(
-    files.some((file) => /^dist\/templates\/.*\.hbs$/.test(file)),
+    files.some((file) => /^dist\/cli\/.*\.hbs$/.test(file)),
     "no template",
   )
   assert.deepEqual(

@@ -63,7 +63,7 @@ async function project(
 }
 
 function install(dir: string, manager: string, version: string, cpu: string = process.arch): Promise<Ran> {
-  const program = path.join(root, "dist/images/install-packages.js")
+  const program = path.join(root, "dist/cli/install-packages.js")
   const args = [program, manager, version, cpu, path.join(folder, "downloads"), path.join(dir, ".npmrc")]
   return run(process.execPath, args, { cwd: dir })
 }

@@ -733,13 +733,3 @@ describe("what the engine has", () => {
     assert.deepEqual(asked, [...once, ...once])
   })
 })
-
-test("gRPC and SSH are not loaded for a build", async () => {
-  const { createRequire } = await import("node:module")
-  await createDockerBuilder(await engine({})).inspect("x")
-  const loaded = Object.keys(createRequire(import.meta.url).cache)
-  assert.deepEqual(
-    loaded.filter((file) => /grpc-js|ssh2/.test(file)),
-    [],
-  )
-})
