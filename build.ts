@@ -7,7 +7,8 @@
  *               image needs no `npm install` of ours
  * dist/runtime  the types of `bentoctl/runtime`, and dist/store those that they are made of
  *
- * Nothing is minified: the stack of a defect must say where it was.
+ * The packages in the bundles need not be installed: package.json has them as devDependencies. Their licences go along
+ * in dist/licenses.txt. Nothing is minified: the stack of a defect must say where it was.
  */
 import { execFileSync } from "node:child_process"
 import {
@@ -35,6 +36,7 @@ mkdirSync(staging, { recursive: true })
 try {
   emitTypes()
   const [cli, image] = await Promise.all([bundleCommandLine(), bundleServer()])
+  writeLicenses([cli, image])
   // What `test/shape.test.ts` reads.
   writeFileSync(path.join(staging, "metafile.json"), JSON.stringify({ cli, image }))
   replaceDist()
@@ -139,22 +141,42 @@ async function bundleServer(): Promise<Metafile> {
     type: "module",
     private: true,
     dependencies: { "onnxruntime-node": onnxruntime.version },
-    bundled: bundledPackages(metafile),
+    // An image's bill of materials lists them.
+    bundled: [...bundledPackages(metafile).values()],
   }
   writeFileSync(path.join(staging, "image/package.json"), `${JSON.stringify(manifest, null, 2)}\n`)
   return metafile
 }
 
-/** Whose code is in the bundle; an image's bill of materials lists them. */
-function bundledPackages({ outputs }: Metafile): { name: string; version: string; license: string }[] {
+interface BundledPackage {
+  readonly name: string
+  readonly version: string
+  readonly license: string
+}
+
+/** Whose code is in a bundle, by folder. */
+function bundledPackages({ outputs }: Metafile): Map<string, BundledPackage> {
   const inputs = Object.values(outputs).flatMap((output) => Object.keys(output.inputs))
   const folders = inputs.flatMap((input) => /^(.*node_modules\/(?:@[^/]+\/)?[^/]+)\//.exec(input)?.[1] ?? [])
-  return [...new Set(folders)].toSorted().map((folder) => {
-    const text = readFileSync(path.join(root, folder, "package.json"), "utf8")
-    const { name, version, license } = JSON.parse(text) as { name: string; version: string; license?: string }
-    if (license === undefined) throw new Error(`${folder} names no licence, and would come into images`)
-    return { name, version, license }
+  return new Map(folders.toSorted().map((folder) => [folder, readPackage(folder)]))
+}
+
+function readPackage(folder: string): BundledPackage {
+  const text = readFileSync(path.join(root, folder, "package.json"), "utf8")
+  const { name, version, license } = JSON.parse(text) as { name: string; version: string; license?: string }
+  if (license === undefined) throw new Error(`${folder} names no licence, and would be shipped`)
+  return { name, version, license }
+}
+
+/** Licences ask to be passed on with the code, and with bundles nothing else would bring them. */
+function writeLicenses(metafiles: readonly Metafile[]): void {
+  const packages = new Map(metafiles.flatMap((metafile) => [...bundledPackages(metafile)]))
+  const texts = [...packages].map(([folder, { name, version, license }]) => {
+    const files = globSync(["LICEN[CS]E*", "licen[cs]e*", "NOTICE*"], { cwd: path.join(root, folder) })
+    const own = files.toSorted().map((file) => readFileSync(path.join(root, folder, file), "utf8").trim())
+    return [`${name} ${version}: ${license}`, ...own].join("\n\n")
   })
+  writeFileSync(path.join(staging, "licenses.txt"), `${texts.join(`\n\n${"-".repeat(80)}\n\n`)}\n`)
 }
 
 /** In one rename, so that a reader sees the old dist or the new one. */

@@ -142,6 +142,7 @@ test("the npm package holds the command line, the server, templates and types, a
     "dist/cli/install-packages.js",
     "dist/image/serve.js",
     "dist/image/worker.js",
+    "dist/licenses.txt",
     "dist/runtime/index.d.ts",
     "LICENSE",
     "README.md",
@@ -156,6 +157,24 @@ test("the npm package holds the command line, the server, templates and types, a
     files.filter((file) => !/^dist\/|^(LICENSE|README\.md|CHANGELOG\.md|package\.json)$/.test(file)),
     [],
   )
+})
+
+test("the licence of each package in a bundle is shipped", () => {
+  const licenses = readFileSync(path.join(root, "dist/licenses.txt"), "utf8")
+  for (const name of [...BUNDLED.cli, ...BUNDLED.image]) {
+    assert.ok(
+      licenses.split("\n").some((line) => line.startsWith(`${name} `)),
+      name,
+    )
+  }
+})
+
+test("an npm install fetches nothing that is in a bundle already", () => {
+  const { dependencies } = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8")) as {
+    dependencies: Record<string, string>
+  }
+  // The types of `bentoctl/runtime` name the first, the server loads the second.
+  assert.deepEqual(Object.keys(dependencies), ["@standard-schema/spec", "onnxruntime-node"])
 })
 
 test("the command line's file can be executed", () => {
