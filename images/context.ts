@@ -200,6 +200,11 @@ function stampOf({ ino, size, mtimeNs, ctimeNs }: BigIntStats): FileStamp {
   return [ino, size, mtimeNs, ctimeNs].join(" ")
 }
 
+/** Whether a file has the content it was listed with. Another hard link to it, as pnpm makes them, is a new ctime and no more. */
+function isAsListed({ ino, size, mtimeNs }: BigIntStats, stamp: FileStamp): boolean {
+  return stamp.startsWith(`${[ino, size, mtimeNs].join(" ")} `)
+}
+
 /** Changes whenever the entry, or what is in it, may have changed. */
 export function entryStamp(entry: ContextEntry): unknown {
   if (entry.kind !== "file") return entry
@@ -324,7 +329,7 @@ export async function* bytesOf(
   }
   let ahead: Promise<Buffer> | undefined
   try {
-    if (stampOf(await handle.stat({ bigint: true })) !== stamp) throw changed()
+    if (!isAsListed(await handle.stat({ bigint: true }), stamp)) throw changed()
     if (entry.size > 0) ahead = readAt(0)
     for (let position = 0; ahead !== undefined;) {
       const chunk = await ahead
@@ -333,7 +338,7 @@ export async function* bytesOf(
       ahead = position < entry.size ? readAt(position) : undefined
       yield chunk
     }
-    if (stampOf(await handle.stat({ bigint: true })) !== stamp) throw changed()
+    if (!isAsListed(await handle.stat({ bigint: true }), stamp)) throw changed()
   } finally {
     // It may still be read into a buffer.
     await ahead?.catch(() => {})

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict"
 import { execFile } from "node:child_process"
-import { appendFile, chmod, mkdir, rm, symlink, truncate, utimes, writeFile } from "node:fs/promises"
+import { appendFile, chmod, link, mkdir, rm, symlink, truncate, utimes, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { buffer } from "node:stream/consumers"
 import type { Readable } from "node:stream"
@@ -149,6 +149,14 @@ describe("a build context", () => {
       )
     })
   }
+
+  test("takes a file to which others have made a hard link meanwhile", async () => {
+    const from = path.join(folder, "linked")
+    await writeFiles(from, { "a.txt": "some text" })
+    const context = await createContext(planOf([{ kind: "tree", from, to: "src" }]))
+    await link(path.join(from, "a.txt"), path.join(folder, "another link"))
+    assert.match((await buffer(context.tar())).toString(), /some text/)
+  })
 
   test("does not follow a link that took a file's place", async () => {
     const from = path.join(folder, "swapped")
