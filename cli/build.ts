@@ -138,6 +138,9 @@ export class BuildCommand extends ImageCommand {
         if (this.containerize) this.#warm = warmUp(context)
         this.#warm?.catch(() => {}) // told when it is used
       },
+      onWritten: () => {
+        if (this.containerize) import("../images/sbom.ts").catch(() => {}) // told when it is used
+      },
     })
   }
 

@@ -37,6 +37,8 @@ export interface BuildBentoOptions extends ProjectOptions {
   readonly platform?: Platform | undefined
   /** Checks and plans everything, and writes nothing. */
   readonly dryRun?: boolean | undefined
+  /** Called when there is time for something else, while the disk takes the Bento. */
+  readonly onWritten?: (() => void) | undefined
 }
 
 export interface BuiltBento {
@@ -67,7 +69,6 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   // Templates take a while to load, and a child process is about to be waited for.
   const meanwhile = (): void => {
     import("./context.ts").catch(() => {}) // told below
-    import("./sbom.ts").catch(() => {})
     options.meanwhile?.()
   }
   const described = await describeProject(asBento(opened, options.name), { ...options, meanwhile })
@@ -156,6 +157,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
       await write(draft, "apis/openapi.yaml", stringify(openapi, { aliasDuplicateObjects: false }))
       for (const [name, text] of Object.entries(prepared)) await write(draft, `${PREPARED_DIR}/${name}`, text)
       await write(draft, BENTO_YAML, formatBentoYaml(bento))
+      options.onWritten?.()
     },
     signal === undefined ? {} : { signal },
   )

@@ -429,8 +429,7 @@ class FileStore<T extends Manifest> implements Store<T> {
         await orNull(rename(join(temp, LATEST), join(folder, LATEST)))
       }
     }
-    await syncFolder(folder)
-    await syncFolder(this.root)
+    await Promise.all([folder, this.root].map(syncFolder))
   }
 
   /**
@@ -610,11 +609,13 @@ async function syncTree(root: string): Promise<void> {
   const entries = await readdir(root, { recursive: true, withFileTypes: true })
   const pathOf = (entry: (typeof entries)[number]): string => join(entry.parentPath, entry.name)
   const files = entries.filter((entry) => entry.isFile()).map(pathOf)
-  for (let at = 0; at < files.length; at += 16) {
-    await Promise.all(files.slice(at, at + 16).map(syncPath))
-  }
-  for (const folder of entries.filter((entry) => entry.isDirectory())) await syncFolder(pathOf(folder))
-  await syncFolder(root)
+  await syncAll(files, syncPath)
+  await syncAll([...entries.filter((entry) => entry.isDirectory()).map(pathOf), root], syncFolder)
+}
+
+/** Some at a time: a process may have only so many files open. */
+async function syncAll(paths: readonly string[], sync: (path: string) => Promise<void>): Promise<void> {
+  for (let at = 0; at < paths.length; at += 16) await Promise.all(paths.slice(at, at + 16).map(sync))
 }
 
 async function syncPath(path: string): Promise<void> {
