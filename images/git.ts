@@ -15,12 +15,12 @@ const TIMEOUT_MS = 10_000
 
 /** Null where git has nothing to tell. Never throws, except for the signal. */
 export async function readGit(folder: string, env: Env, signal?: AbortSignal): Promise<GitFacts | null> {
-  const git = async (...args: readonly string[]): Promise<string | null> => {
+  const git = async (args: readonly string[], settings: Env = {}): Promise<string | null> => {
     try {
       const { stdout } = await promisify(execFile)("git", [...READ_ONLY, ...args], {
         cwd: folder,
         // It writes no index and asks nobody for a password.
-        env: { ...env, GIT_OPTIONAL_LOCKS: "0", GIT_TERMINAL_PROMPT: "0" },
+        env: { ...env, GIT_OPTIONAL_LOCKS: "0", GIT_TERMINAL_PROMPT: "0", ...settings },
         timeout: TIMEOUT_MS,
         maxBuffer: 1 << 26,
         signal,
@@ -31,9 +31,14 @@ export async function readGit(folder: string, env: Env, signal?: AbortSignal): P
       return null
     }
   }
+  const keys = await git(["config", "--list", "--show-scope", "--name-only", "-z"])
+  if (keys === null) return null
   const [status, url] = await Promise.all([
-    git("status", "--porcelain=v2", "--branch", "--untracked-files=normal", "-z", "--", "."),
-    git("config", "--get", "remote.origin.url"),
+    git(
+      ["status", "--porcelain=v2", "--branch", "--untracked-files=normal", "-z", "--", "."],
+      withoutFilters(keys, env),
+    ),
+    git(["config", "--get", "remote.origin.url"]),
   ])
   const lines = status?.split("\0").filter((line) => line !== "") ?? []
   const revision = lines.flatMap((line) => /^# branch\.oid ([0-9a-f]{40,64})$/.exec(line)?.[1] ?? [])[0]
@@ -43,6 +48,30 @@ export async function readGit(folder: string, env: Env, signal?: AbortSignal): P
     isDirty: lines.some((line) => !line.startsWith("# ")),
     url: url === null ? null : publicUrl(url.replace(/\n$/, "")),
   }
+}
+
+/**
+ * Settings, as environment, that switch off the repository's own filters: programs that git runs over files whose times have
+ * changed. Those of the user stay, as git-lfs needs them. `keys`: what there is, each after its scope.
+ */
+function withoutFilters(keys: string, { GIT_CONFIG_COUNT: count = "0" }: Env): Env {
+  const words = keys.split("\0")
+  const filters = words.flatMap((key, index) => {
+    const isOwn = index % 2 === 1 && ["local", "worktree", "submodule"].includes(words[index - 1] ?? "")
+    return isOwn ? (/^filter\.[^]*\.(?=[a-z]+$)/.exec(key)?.[0] ?? []) : []
+  })
+  const settings = [...new Set(filters)].flatMap((filter) => [
+    [`${filter}clean`, ""],
+    [`${filter}process`, ""],
+    [`${filter}required`, "false"],
+  ])
+  return Object.fromEntries([
+    ["GIT_CONFIG_COUNT", String(Number(count) + settings.length)],
+    ...settings.flatMap(([key, value], index) => [
+      [`GIT_CONFIG_KEY_${Number(count) + index}`, key],
+      [`GIT_CONFIG_VALUE_${Number(count) + index}`, value],
+    ]),
+  ]) as Env
 }
 
 /** A file system monitor is a program of the repository's choice, and so are hooks. */

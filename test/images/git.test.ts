@@ -95,6 +95,15 @@ describe("what git knows of a folder", { skip: unavailable }, () => {
       await chmod(path.join(dir, ".git/hooks", name), 0o755)
     }
     for (const key of ["core.fsmonitor", "core.pager", "diff.external"]) git("config", key, hook)
+    for (const name of ["plain", "with.dots=signs"]) {
+      for (const key of ["clean", "smudge", "process"]) git("config", `filter.${name}.${key}`, hook)
+      git("config", `filter.${name}.required`, "true")
+    }
+    await writeFile(
+      path.join(dir, ".gitattributes"),
+      "a.txt filter=plain\n.gitignore filter=with.dots=signs\n",
+    )
+    await writeFile(path.join(dir, ".gitignore"), "ignored\n")
     // What git status would refresh the index for.
     await writeFile(path.join(dir, "a.txt"), "a")
     assert.notEqual(await readGit(dir, env), null)
