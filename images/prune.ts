@@ -24,7 +24,9 @@ export async function findLeftovers(engine: ImageEngine, signal?: AbortSignal): 
     engine.list(MODEL_LABEL, signal),
     engine.probes(signal),
   ])
-  const kept = bentos.filter(({ tags }) => tags.length > 0)
+  // Pulled by digest an image has no tag, and is somebody's all the same.
+  const isNamed = ({ tags, digests }: ImageSummary): boolean => tags.length + digests.length > 0
+  const kept = bentos.filter(isNamed)
   const usedLayers = foundations.length === 0 ? [] : await layersOf(engine, kept, signal)
   const isUsed = (foundation: ImageInfo | null): boolean =>
     foundation !== null &&
@@ -36,7 +38,7 @@ export async function findLeftovers(engine: ImageEngine, signal?: AbortSignal): 
   return [
     ...containers.map((reference): Leftover => ({ kind: "container", reference })),
     ...bentos
-      .filter(({ tags }) => tags.length === 0)
+      .filter((image) => !isNamed(image))
       .map(({ id }): Leftover => ({ kind: "untagged", reference: id })),
     ...foundations
       .filter((_, index) => idle[index])
