@@ -215,7 +215,7 @@ class DockerBuilder implements ImageEngine {
 
   async sizeOf(imageId: string, signal?: AbortSignal): Promise<number> {
     const docker = await this.#client()
-    const image = await this.#ask(signal, () => docker.getImage(imageId).inspect())
+    const image = await this.#answer(signal, () => docker.getImage(imageId).inspect())
     if ((await this.ping(signal)).store === "layers") return image.Size
     // containerd's image store counts layers as they are packed, newer ones both ways. What is for another platform
     // may lie there packed alone, and then has no size in the history.
@@ -228,7 +228,10 @@ class DockerBuilder implements ImageEngine {
 
   async inspect(reference: string, signal?: AbortSignal, platform?: Platform): Promise<ImageInfo | null> {
     const ask = async (of?: Platform): Promise<ImageInfo | null> => {
-      const found = await orNull(this.#askOfImage<ImageInspectInfo>(`${reference}/json`, signal, of))
+      const path = `${encodeURI(reference)}/json`
+      const found = await this.#answer(signal, () =>
+        orNull(this.#askOfImage<ImageInspectInfo>(path, signal, of)),
+      )
       return found === null ? null : infoOf(found)
     }
     const found = await ask()
@@ -273,13 +276,17 @@ class DockerBuilder implements ImageEngine {
 
   async list(label: string, signal?: AbortSignal): Promise<ImageSummary[]> {
     const docker = await this.#client()
-    const found = await this.#ask(signal, () => docker.listImages({ filters: { label: [label] } }))
+    const found = await this.#answer(signal, () => docker.listImages({ filters: { label: [label] } }))
     return found
       .toSorted((a, b) => b.Created - a.Created)
-      .map(({ Id, RepoTags, Labels, Size }) => ({
+      .map(({ Id, RepoTags, RepoDigests, Labels, Size }) => ({
         id: Id,
         // An engine of 20.10 says <none>:<none>, later ones say nothing.
         tags: ((RepoTags as string[] | null) ?? []).filter((tag) => tag !== "<none>:<none>"),
+        // Null or missing where there are none.
+        digests: ((RepoDigests as string[] | null | undefined) ?? []).filter(
+          (digest) => !/^(<none>|moby-dangling)@/.test(digest),
+        ),
         labels: (Labels as ImageSummary["labels"] | null) ?? {},
         sizeBytes: Size,
       }))
@@ -415,13 +422,13 @@ class DockerBuilder implements ImageEngine {
     const docker = await this.#client()
     const { name, tag } = splitReference(reference)
     const options = { repo: name, tag, ...withSignal(signal) }
-    const tagged = await this.#ask(signal, () => orNull(docker.getImage(imageId).tag(options)))
+    const tagged = await this.#answer(signal, () => orNull(docker.getImage(imageId).tag(options)))
     return tagged !== null
   }
 
   async remove(reference: string, signal?: AbortSignal): Promise<boolean> {
     const docker = await this.#client()
-    return this.#ask(signal, async () => {
+    return this.#answer(signal, async () => {
       try {
         await docker.getImage(reference).remove(withSignal(signal))
         return true
@@ -436,14 +443,26 @@ class DockerBuilder implements ImageEngine {
   async probes(signal?: AbortSignal): Promise<string[]> {
     const docker = await this.#client()
     const filters = { label: [PROBE_LABEL], status: ["created"] }
-    const found = await this.#ask(signal, () => docker.listContainers({ all: true, filters }))
+    const found = await this.#answer(signal, () => docker.listContainers({ all: true, filters }))
     return found.map(({ Id }) => Id)
   }
 
   async removeProbe(id: string, signal?: AbortSignal): Promise<boolean> {
     const docker = await this.#client()
-    await this.#ask(signal, () => orNull(docker.getContainer(id).remove({ v: true })))
+    await this.#answer(signal, () => orNull(docker.getContainer(id).remove({ v: true })))
     return true
+  }
+
+  /** As `#ask`, for calls of which a refusal has no meaning to us: it is told as it is. */
+  async #answer<T>(signal: AbortSignal | undefined, call: () => Promise<T>): Promise<T> {
+    try {
+      return await this.#ask(signal, call)
+    } catch (error) {
+      if (statusOf(error) === undefined) throw error
+      throw new BentoError("ENGINE_REFUSED", `the Docker Engine refuses: ${withoutStatus(error)}`, {
+        cause: error,
+      })
+    }
   }
 
   /** A call to the engine, with errors of the connection in our words. */

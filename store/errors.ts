@@ -62,6 +62,10 @@ export const ERROR_CODES = {
     "Update it, or name another with `DOCKER_HOST`.",
   ],
   ENGINE_DENIED: ["The Docker Engine refuses access.", "Join the `docker` group, or use sudo."],
+  ENGINE_REFUSED: [
+    "The Docker Engine, or a proxy before it, refuses a request.",
+    "Its reason is in the message; the engine's own log may say more.",
+  ],
   BASE_IMAGE_UNAVAILABLE: [
     "The base image is neither in the engine nor can it be pulled.",
     "Load or tag a local base, or name another with `docker.base_image`.",

@@ -90,6 +90,32 @@ async function collect(
 const hasCode = (code: ErrorCode, text: RegExp) => (error: unknown) =>
   error instanceof BentoError && error.code === code && text.test(`${error.message}\n${error.hint}`)
 
+test("what the engine refuses is told in its words, and is no defect of ours", async () => {
+  const refuse = json({ message: "invalid reference format: repository name must be lowercase" }, 400)
+  const builder = createDockerBuilder(
+    await engine({
+      "GET /images/Foo/json": refuse,
+      "GET /images/a%20b/json": refuse,
+      "GET /images/json": json({ message: "invalid reference format, said a proxy" }, 403),
+      "DELETE /images/x": refuse,
+      "POST /images/x/tag": refuse,
+    }),
+  )
+  for (const call of [
+    () => builder.inspect("Foo"),
+    () => builder.inspect("a b"),
+    () => builder.list("label"),
+    () => builder.remove("x"),
+    () => builder.tag("x", "y:1"),
+  ]) {
+    await assert.rejects(call, (error) => {
+      assert.ok(error instanceof BentoError, String(error))
+      assert.match(error.message, /^the Docker Engine refuses: invalid reference format/)
+      return error.code === "ENGINE_REFUSED"
+    })
+  }
+})
+
 describe("the engine", () => {
   test("says what it is", async () => {
     const env = await engine({
@@ -654,7 +680,14 @@ describe("what the engine has", () => {
           { Created: 1, CreatedBy: "ADD", Comment: "c", Size: 5 },
         ]),
         "GET /images/json": json([
-          { Id: "old", Created: 1, RepoTags: ["<none>:<none>"], Labels: null, Size: 1 },
+          {
+            Id: "old",
+            Created: 1,
+            RepoTags: ["<none>:<none>"],
+            RepoDigests: ["<none>@<none>", "reg/a@sha256:1"],
+            Labels: null,
+            Size: 1,
+          },
           { Id: "new", Created: 2, RepoTags: ["b:1"], Labels: { x: "1" }, Size: 2 },
         ]),
       }),
@@ -678,8 +711,8 @@ describe("what the engine has", () => {
       ],
     )
     assert.deepEqual(await builder.list("x"), [
-      { id: "new", tags: ["b:1"], labels: { x: "1" }, sizeBytes: 2 },
-      { id: "old", tags: [], labels: {}, sizeBytes: 1 },
+      { id: "new", tags: ["b:1"], digests: [], labels: { x: "1" }, sizeBytes: 2 },
+      { id: "old", tags: [], digests: ["reg/a@sha256:1"], labels: {}, sizeBytes: 1 },
     ])
   })
 
