@@ -15,7 +15,15 @@ import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
-import { defaultPlatform, PACKAGES_DIR, SETUP_FILE, TEMPLATE_FILE, planImage, printablePlan } from "./plan.ts"
+import {
+  BENTOFILE,
+  defaultPlatform,
+  PACKAGES_DIR,
+  SETUP_FILE,
+  TEMPLATE_FILE,
+  planImage,
+  printablePlan,
+} from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
 import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
@@ -75,13 +83,17 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   const { description } = described
   const project = { ...described.project, bentofile: opened.bentofile }
   const { contextDir, bentofile, service, packages } = project
-  const walk = await walkContext(contextDir, {
+  const found = await walkContext(contextDir, {
     // Without code nothing reads the sources; what `include` names comes along all the same.
     include: bentofile.include ?? (service === null ? [] : ["*"]),
     exclude: bentofile.exclude,
     skip: await realPaths([options.home, ...(bentofile.path === null ? [] : [bentofile.path])]),
     signal: options.signal,
   })
+  // The one that counts takes the place of the one that has the usual name.
+  const isTaken = (entry: Walk["entries"][number]): boolean =>
+    bentofile.path === null || entry.path !== BENTOFILE
+  const walk = { ...found, entries: found.entries.filter(isTaken) }
   const files = walk.entries.map((entry) => entry.path)
   checkTaken(project, description, files)
   const { platform = defaultPlatform(bentofile.docker) } = options
@@ -142,7 +154,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     async (draft) => {
       await copySources(walk, path.join(draft, "src"), signal)
       if (bentofile.path !== null)
-        await copyFile(bentofile.path, path.join(draft, "src/bentofile.yaml"), 0o644)
+        await copyFile(await realpath(bentofile.path), path.join(draft, "src", BENTOFILE), 0o644)
       await mkdir(path.join(draft, "env/docker"), { recursive: true })
       if (template !== undefined) await write(draft, TEMPLATE_FILE, template)
       if (setupScript !== null) {

@@ -43,6 +43,9 @@ const NODE_MODULES_PATH = `${path.posix.dirname(BENTO_PATH)}/node_modules/`
 /** The bill of materials, in the Bento's folder of an image. */
 export const SBOM_FILE = "sbom.cdx.json"
 
+/** The bentofile that a Bento was built from, among its sources; whatever its name was. */
+export const BENTOFILE = "bentofile.yaml"
+
 /** Where a Bento keeps the template of its Dockerfile. */
 export const TEMPLATE_FILE = "env/docker/Dockerfile.template"
 
@@ -333,7 +336,7 @@ function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): L
       files: [
         { kind: "folder", to: "src" },
         // What bentofile.yaml says is in bento.yaml; itself it may hold build-time values.
-        { kind: "tree", from: path.join(bentoDir, "src"), to: "src", except: ["bentofile.yaml"] },
+        { kind: "tree", from: path.join(bentoDir, "src"), to: "src", except: [BENTOFILE] },
       ],
     },
     {

@@ -1,7 +1,7 @@
 /** What `build` and `containerize` print, as far as no engine is needed. */
 import assert from "node:assert/strict"
 import { existsSync } from "node:fs"
-import { rm } from "node:fs/promises"
+import { readFile, rm, symlink, writeFile } from "node:fs/promises"
 import path from "node:path"
 import { before, test } from "node:test"
 import { folderWith, root, run, scratch } from "./support.ts"
@@ -83,6 +83,30 @@ test("-f names another bentofile, relative to the working directory", async () =
     (await run(["build", "-f", "conf/prod.yaml", "-o", "tag", "--version", "1"], { home, cwd })).stdout,
     "__tag__:prod:1\n",
   )
+})
+
+test("-f names another bentofile than the one beside it, and a bentofile may be a link: what counts is kept", async () => {
+  const service =
+    'import { api, text, service } from "bentoctl/runtime"\n' +
+    'export const svc = service({ name: "hello", apis: [api({ name: "hi", input: text(), output: text(), handler: (name) => name })] })\n'
+  const cwd = await folderWith({
+    "service.ts": service,
+    "bentofile.yaml": "service: service.ts:svc\nname: usual\n",
+    "prod.yaml": "service: service.ts:svc\nname: another\n",
+  })
+  const build = async (...args: string[]): Promise<string> => {
+    const { stdout, stderr } = await run(["build", ...args, "-o", "tag", "--version", "1"], { home, cwd })
+    return stdout + stderr
+  }
+  assert.equal(await build("-f", "prod.yaml"), "__tag__:another:1\n")
+  const kept = (name: string): Promise<string> =>
+    readFile(path.join(home, "bentos", name, "1/src/bentofile.yaml"), "utf8")
+  assert.match(await kept("another"), /name: another/)
+  await rm(path.join(cwd, "bentofile.yaml"))
+  await writeFile(path.join(cwd, "linked.yaml"), "service: service.ts:svc\nname: linked\n")
+  await symlink("linked.yaml", path.join(cwd, "bentofile.yaml"))
+  assert.equal(await build(), "__tag__:linked:1\n")
+  assert.match(await kept("linked"), /name: linked/)
 })
 
 test("a service of the working directory can be named instead of a folder", async () => {
