@@ -87,7 +87,7 @@ export async function serverCommand(
 }
 
 function projectCommand(entry: string, spec: ServeSpec, flags: readonly string[]): ServerCommand {
-  return { args: [entry, "--spec", JSON.stringify(spec), ...flags], cwd: spec.srcDir }
+  return { args: [entry, "--spec", "-", ...flags], cwd: spec.srcDir, input: JSON.stringify(spec) }
 }
 
 /** Runs the server to its end and hands signals on; its exit code is ours. */

@@ -9,6 +9,8 @@ export interface ServerCommand {
   /** The entry, and its arguments. */
   readonly args: readonly string[]
   readonly cwd: string
+  /** What it reads from stdin; it may be longer than an argument. */
+  readonly input?: string
 }
 
 export interface Server {
@@ -26,11 +28,18 @@ export function startServer(context: Context, command: ServerCommand): Server {
     cwd: command.cwd,
     env: context.env,
     // The channel tells the server when we are gone, however we went.
-    stdio: ["ignore", inherited(context.stdout), inherited(context.stderr), "ipc"],
+    stdio: [
+      command.input === undefined ? "ignore" : "pipe",
+      inherited(context.stdout),
+      inherited(context.stderr),
+      "ipc",
+    ],
     // A group of its own: Ctrl-C on a terminal goes to the whole group, and the server would get it twice, from the
     // terminal and from us; the second one means "at once".
     detached: true,
   })
+  child.stdin?.on("error", () => {}) // how it ended tells more
+  child.stdin?.end(command.input)
   relay(child.stdout, context.stdout)
   relay(child.stderr, context.stderr)
   let asked = false

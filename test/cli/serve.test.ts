@@ -87,6 +87,16 @@ async function stopped(server: Server): Promise<number> {
 }
 
 describe("what is served", () => {
+  test("a project with a description that is longer than any argument of a program", async () => {
+    const folder = await project()
+    await writeFile(path.join(folder, "page.md"), "a long page\n".repeat(20_000))
+    await appendFile(path.join(folder, "bentofile.yaml"), "description: {file: page.md}\n")
+    const server = await serve([folder])
+    await ready(server)
+    assert.equal(await server.ask(), 1)
+    assert.equal(await stopped(server), 0)
+  })
+
   test("a project folder, by its bentofile", async () => {
     const server = await serve([await project()])
     await ready(server)
