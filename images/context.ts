@@ -330,12 +330,17 @@ export async function* bytesOf(
   let ahead: Promise<Buffer> | undefined
   try {
     if (!isAsListed(await handle.stat({ bigint: true }), stamp)) throw changed()
-    if (entry.size > 0) ahead = readAt(0)
+    // It may fail before anybody waits for it; who does is told.
+    const readAhead = (position: number): void => {
+      ahead = position < entry.size ? readAt(position) : undefined
+      ahead?.catch(() => {})
+    }
+    readAhead(0)
     for (let position = 0; ahead !== undefined;) {
       const chunk = await ahead
       if (chunk.length === 0) throw changed()
       position += chunk.length
-      ahead = position < entry.size ? readAt(position) : undefined
+      readAhead(position)
       yield chunk
     }
     if (!isAsListed(await handle.stat({ bigint: true }), stamp)) throw changed()
