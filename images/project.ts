@@ -128,7 +128,8 @@ async function packagesOf(
   }
   const tools = await packageTools(options, contextDir)
   const locked = await lockPackages(bentofile, contextDir, tools)
-  return { found: locked, dir: await installHere(locked, tools) }
+  // As the describing child names the files that it imports.
+  return { found: locked, dir: await realpath(await installHere(locked, tools)) }
 }
 
 type ToolOptions = Pick<ProjectOptions, "home" | "nodePath" | "env" | "signal" | "stderr" | "keepLock">
