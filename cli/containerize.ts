@@ -121,7 +121,8 @@ export class ContainerizeCommand extends ImageCommand {
     }
     const args = [
       ...tags.map((tag) => `-t ${tag}`),
-      ...(this.platform === undefined ? [] : [`--platform ${platform}`]),
+      // Elsewhere the base would be taken for a processor that the files are not for.
+      `--platform ${platform}`,
       ...buildArgs.map((name) => `--build-arg ${name}`),
       shellText(folder),
     ]
