@@ -537,13 +537,15 @@ export class Batcher<I, O> {
   /**
    * The group of which a batch is handed over although no slot is free, so that a slot goes from one batch to the next
    * without waiting for this thread, which may be busy with requests for longer than a batch takes. What is handed over
-   * can neither grow nor be taken back, so this is only for batches that are full and short, and only where there is
-   * no other group that would have to wait for them.
+   * can neither grow nor be taken back, so this is only for batches that are full and short, and only where no other
+   * group waits or runs: one that waits would have to wait for them, and they for one that runs, which may take long,
+   * while another slot stands idle.
    */
   #aheadGroup(nowMs: number): GroupQueue<I, O> | null {
     if (this.#options.ahead !== true || this.#running.size >= 2 * this.#slots || this.#active.size !== 1)
       return null
     for (const queue of this.#active) {
+      if (queue.running !== this.#running.size) return null
       const { maxRows } = queue.group
       const fullMs = queue.cost.predictMs(maxRows)
       if (queue.suspects.length > 0 || queue.rows < maxRows || queue.mostRows < maxRows) return null

@@ -1011,6 +1011,20 @@ describe("batches handed over ahead of a free slot", () => {
     assert.deepEqual(sizes(world), [1])
   })
 
+  test("none is where it could come to stand behind a slow batch of another group while a slot is free", async () => {
+    const world = await taught({ slots: 2, durationMs: (rows) => (rows === 7 ? 1000 : short(rows)) })
+    const slow = submit(world, "slow", 7, { group: groupOf("slow") })
+    const startMs = world.clock.now()
+    const quick = Array.from({ length: 31 }, (_, index) => submit(world, `j${index}`))
+    assert.deepEqual(sizes(world), [7, 1])
+    await world.clock.advance(500)
+    assert.deepEqual(sizes(world), [7, 1, 10, 10, 10])
+    assert.equal(world.mostRunning, 2)
+    assert.ok(quick.every(({ atMs }) => (atMs ?? Infinity) - startMs <= short(1) + 3 * short(10)))
+    await world.clock.advance(1000)
+    assert.equal(slow.state, "answered")
+  })
+
   test("a job of another group waits for what was handed over, and no longer", async () => {
     const world = await taught()
     for (let index = 0; index < 100; index++) submit(world, `j${index}`)
