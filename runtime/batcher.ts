@@ -732,8 +732,9 @@ export class Batcher<I, O> {
     if (outcome === "done") queue.cost.add(rows, ms, nowMs)
     // The charge follows what was measured, but one stall must not push a group to the back for long.
     queue.virtualMs += Math.min(ms, 4 * Math.max(chargedMs, UNKNOWN_MS)) - chargedMs
-    // A full batch gains nothing by waiting until these answers are written, and the worker would wait with it.
-    if (outcome === "done" && this.#isFull(this.#nextGroup(nowMs))) this.#pump()
+    // A full batch gains nothing by waiting until these answers are written, and the worker would wait with it. Where the
+    // other half of a failed batch has still to run, that comes first, and `settle` puts it back.
+    if (outcome === "done" && batch.other === null && this.#isFull(this.#nextGroup(nowMs))) this.#pump()
     settle()
     if (queue.suspects.length > 0) this.#activate(queue)
     this.#rate(queue)

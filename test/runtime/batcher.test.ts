@@ -372,6 +372,40 @@ describe("a batch that fails", () => {
     }
   })
 
+  /** c0 to c7 have failed because of c5; c0 to c3 run again, and a full batch of new jobs waits. */
+  const halved = async (deadlineInMs: number): Promise<{ world: World; clients: Outcome[] }> => {
+    const world = new World({ bad: (row) => row === "c5.0" })
+    submit(world, "first")
+    const clients = Array.from({ length: 8 }, (_, index) => submit(world, `c${index}`))
+    await world.clock.advance(20)
+    assert.deepEqual(namesOf(world.seen[2]?.rows ?? []), ["c0", "c1", "c2", "c3"])
+    const deadlineMs = world.clock.now() + deadlineInMs
+    for (let index = 0; index < 10; index++) submit(world, `new${index}`, 1, { deadlineMs })
+    return { world, clients }
+  }
+
+  test("its other half runs before anything new, a full batch too", async () => {
+    const { world, clients } = await halved(10_000)
+    await world.clock.advance(1000)
+    assert.deepEqual(namesOf(world.seen[3]?.rows ?? []), ["c4", "c5"])
+    const last = world.seen.at(-1)
+    assert.equal(last?.rows.length, 10)
+    clients.forEach(({ state }, index) => assert.equal(state, index === 5 ? "failed" : "answered"))
+  })
+
+  test("closing waits for its other half, also where all that is new has expired", async () => {
+    const { world, clients } = await halved(15)
+    let empty = false
+    void world.batcher.close({ drain: true }).then(() => (empty = true))
+    // The batch ends and the deadlines pass, and this thread sees the batch first.
+    world.clock.stall(20)
+    await world.clock.advance(0)
+    assert.equal(empty, false)
+    await world.clock.advance(1000)
+    assert.equal(empty, true)
+    clients.forEach(({ state }, index) => assert.equal(state, index === 5 ? "failed" : "answered"))
+  })
+
   test("the error of a bad job is the one it made alone", async () => {
     const world = new World({ bad: (row) => row.startsWith("bad") })
     for (const name of ["first", "a", "bad", "b"]) submit(world, name)
