@@ -169,7 +169,6 @@ class Job<I, O> {
   /** Answers of a job in parts. */
   outputs: { readonly from: number; readonly output: O }[] | null = null
   settled = false
-  lost = false
   inferMs = 0
   batchRows = 0
   startedMs = -1
@@ -227,6 +226,8 @@ interface Part<I, O> {
   readonly job: Job<I, O>
   readonly from: number
   readonly to: number
+  /** The worker was lost with it once. */
+  readonly lost: boolean
 }
 
 /** Parts of a failed batch. `other` is the half that must hold the bad job if `parts` turn out to be good. */
@@ -658,7 +659,7 @@ export class Batcher<I, O> {
   }
 
   #takeRows(job: Job<I, O>, rows: number, nowMs: number): Part<I, O> {
-    const part = { job, from: job.taken, to: job.taken + rows }
+    const part = { job, from: job.taken, to: job.taken + rows, lost: false }
     if (job.taken === 0) {
       job.startedMs = nowMs
       this.#options.onStart?.(job.queue.group, nowMs - job.enqueuedMs)
@@ -803,16 +804,15 @@ export class Batcher<I, O> {
     if (other !== null) queue.suspects.unshift({ parts: other, other: null })
   }
 
-  /** Whichever job killed the worker shall not do it to the others again: each runs alone, once more. */
+  /**
+   * Whichever job killed the worker shall not do it to the others again: each runs alone, once more. Parts count, not
+   * jobs: of a long job the worker may have had two when it died once.
+   */
   #lost({ parts, other, queue }: Running<I, O>): void {
     if (other !== null) queue.suspects.push({ parts: other, other: null })
     for (const part of parts) {
-      if (part.job.lost) {
-        this.#drop(part.job, "lost")
-      } else {
-        part.job.lost = true
-        queue.suspects.push({ parts: [part], other: null })
-      }
+      if (part.lost) this.#drop(part.job, "lost")
+      else queue.suspects.push({ parts: [{ ...part, lost: true }], other: null })
     }
   }
 

@@ -525,6 +525,29 @@ describe("a worker that is lost", () => {
     assert.deepEqual(outcome.rows, answerTo(rowsNamed("long", 45)))
   })
 
+  test("a long job survives a loss with two of its parts at the worker", async () => {
+    const world = new World({
+      ahead: true,
+      durationMs: (rows) => 2 + rows,
+      deadly: (row, batch) => row.startsWith("long") && batch < 2,
+    })
+    await world.teach(only, [1, 10, 10, 5])
+    const outcome = submit(world, "long", 45)
+    assert.equal(world.seen.length, 2)
+    await settled()
+    await world.clock.advance(1000)
+    assert.deepEqual(outcome.rows, answerTo(rowsNamed("long", 45)))
+  })
+
+  test("a long job with a deadly part is refused when that has killed two", async () => {
+    const world = new World({ deadly: (row) => row === "long.12" })
+    const outcome = submit(world, "long", 45)
+    await world.clock.advance(1000)
+    assert.equal(outcome.refusal?.reason, "lost")
+    assert.equal(world.seen.filter((batch) => batch.rows.includes("long.12")).length, 2)
+    assert.equal(world.seen.length, 3)
+  })
+
   test("the half of a failed batch that had still to run does so", async () => {
     // Batch 1 fails because of c5; its first half, run again as batch 2, is lost.
     const world = new World({ bad: (row) => row === "c5.0", deadly: (_row, batch) => batch === 2 })
