@@ -5,8 +5,9 @@
 import { AsyncLocalStorage } from "node:async_hooks"
 import type { ApiInfo, RunnerInfo, ServiceInfo } from "../store/bento.ts"
 import { type Issue, IssueError } from "../store/errors.ts"
+import { ServeError } from "./errors.ts"
 import type { InputDescriptor, OutputDescriptor } from "./io.ts"
-import type { ModelRunner, RunTiming } from "./runner.ts"
+import type { ModelRunner, RunOptions, RunTiming } from "./runner.ts"
 import type { Tensor, Tensors } from "./tensor.ts"
 import { castTensor } from "./tensor-cast.ts"
 
@@ -66,7 +67,10 @@ export function api<I, O>(options: ApiOptions<I, O>): Api {
 }
 
 export interface RunMethodOptions {
-  /** Takes the job out of the queue when aborted. The request's own signal is heeded in any case. */
+  /**
+   * Takes the job out of the queue when aborted; the call then rejects with its reason. The request's own signal is heeded
+   * in any case.
+   */
   readonly signal?: AbortSignal
 }
 
@@ -170,15 +174,21 @@ export function runInScope(
   scope: CallScope | undefined,
   signal?: AbortSignal,
 ): Promise<Tensors> {
-  if (scope === undefined) return target.run(signature, inputs, signal === undefined ? {} : { signal })
+  const running = target.run(signature, inputs, runOptions(scope, signal))
+  if (signal === undefined) return running
+  return running.catch((error: unknown) => {
+    // Runners know of one signal and take it for the client's; this client is still there and must be told.
+    const isOwn = signal.aborted && scope?.cancel.aborted !== true
+    throw isOwn && error instanceof ServeError && error.code === "CLIENT_GONE" ? signal.reason : error
+  })
+}
+
+function runOptions(scope: CallScope | undefined, signal: AbortSignal | undefined): RunOptions {
+  if (scope === undefined) return signal === undefined ? {} : { signal }
   const { cancel, deadlineMs, timing } = scope
   // Runners use no more of a signal than a CancelSignal has.
   const either = signal === undefined ? (cancel as AbortSignal) : AbortSignal.any([scope.signal, signal])
-  return target.run(
-    signature,
-    inputs,
-    deadlineMs === undefined ? { signal: either, timing } : { signal: either, timing, deadlineMs },
-  )
+  return deadlineMs === undefined ? { signal: either, timing } : { signal: either, timing, deadlineMs }
 }
 
 /** By name, and of the dtypes that the model wants where they can be converted; what else is wrong the runner says. */

@@ -7,6 +7,7 @@ import { ApiError, api, fromNested, json, ndarray, runner, service, text } from 
 import { serviceWithoutCode } from "../../runtime/load.ts"
 import { FakeRunner, appFor } from "../fakes.ts"
 import { ManualClock, settled } from "./manual-clock.ts"
+import { RunnerWorld } from "./runner-world.ts"
 
 const model = runner("fake")
 const svc = service({
@@ -227,6 +228,32 @@ describe("what goes wrong in a handler", () => {
       assert.equal(line?.fields["requestId"], fail)
       assert.match(String(line?.fields["stack"] ?? line?.fields["thrown"]), trace)
     }
+  })
+
+  test("a handler that gives up on its model by a signal of its own is one of them: the client is still there", async () => {
+    const own = new AbortController()
+    const handle = runner("fake")
+    const impatient = service({
+      name: "impatient",
+      runners: [handle],
+      apis: [
+        api({
+          name: "predict",
+          input: ndarray({ dtype: "float32" }),
+          output: json(),
+          handler: async (x) => Object.keys(await handle.run(x, { signal: own.signal })),
+        }),
+      ],
+    })
+    const world = new RunnerWorld({ model: () => "never" })
+    await world.start()
+    const { hono: app, log } = appFor(impatient, { runner: world.runner, clock: world.clock })
+    const answer = errorOf(ask(app, "/predict", "[[1,2]]"))
+    while (world.batches.length === 0) await settled()
+    own.abort(new Error("patience is over"))
+    const [status, code] = await answer
+    assert.deepEqual([status, code], [500, "INTERNAL"])
+    assert.match(String(log.lines.pop()?.fields["stack"]), /patience is over/)
   })
 
   test("an answer that does not fit the output is a fault of the server", async () => {

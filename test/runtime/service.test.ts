@@ -13,10 +13,11 @@ import {
   service,
   text,
 } from "../../runtime/index.ts"
+import { ServeError } from "../../runtime/errors.ts"
 import { exampleOf } from "../../runtime/io.ts"
 import { type SpecModel, findModel, serviceWithoutCode } from "../../runtime/load.ts"
 import { openApi, serviceSchema } from "../../runtime/openapi.ts"
-import { bindRunner, describeService } from "../../runtime/service.ts"
+import { type CallScope, bindRunner, callScope, describeService } from "../../runtime/service.ts"
 import { IssueError } from "../../store/errors.ts"
 import { FakeRunner } from "../fakes.ts"
 
@@ -151,6 +152,47 @@ describe("a runner", () => {
     // A float never becomes an integer: the runner itself refuses it, with expected and received.
     const halves = { a: fromNested("float32", [1]), b: fromNested("float32", [2]) }
     assert.deepEqual(await two.run(halves), halves)
+  })
+
+  describe("with a signal of the handler's own", () => {
+    const x = fromNested("float32", [[1, 2, 3, 4]])
+    /** A call that fails as a runner's does when its signal fires, or in another way. */
+    const call = (
+      scoped: boolean,
+      error: Error = new ServeError("CLIENT_GONE", 499, "the client is gone"),
+    ) => {
+      const handle = runner("m")
+      const run = (_: unknown, { signal }: { readonly signal?: AbortSignal }): Promise<never> =>
+        new Promise((_resolve, reject) => signal?.addEventListener("abort", () => reject(error)))
+      bindRunner(handle, new FakeRunner({}, run))
+      const client = new AbortController()
+      const { signal } = client
+      const timing = { queueMs: 0, inferMs: 0, batchRows: 0 }
+      const scope: CallScope = { cancel: signal, signal, deadlineMs: undefined, timing }
+      const own = new AbortController()
+      const start = (): Promise<unknown> => handle.run(x, { signal: own.signal })
+      return { client, own, running: scoped ? callScope.run(scope, start) : start() }
+    }
+
+    test("the call rejects with its reason when it fires, in a request and outside of one", async () => {
+      for (const scoped of [true, false]) {
+        const { own, running } = call(scoped)
+        const reason = new Error("patience is over")
+        own.abort(reason)
+        await assert.rejects(running, (error) => error === reason)
+      }
+    })
+
+    test("a client that leaves is told from that, and so is what else fails", async () => {
+      const { client, running } = call(true)
+      client.abort()
+      await assert.rejects(running, { code: "CLIENT_GONE" })
+
+      const broken = new Error("broken")
+      const other = call(true, broken)
+      other.own.abort()
+      await assert.rejects(other.running, (error) => error === broken)
+    })
   })
 })
 
