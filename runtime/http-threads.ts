@@ -125,15 +125,27 @@ export class HttpThreads {
   #replace(thread: HttpThread, settings: CommonSettings): void {
     // One that ends before all have started fails the start; one that ends while all end was meant to.
     if (!this.#serving || this.#draining) return
-    const { clock, log, onRestart } = this.#options
+    const { clock, onRestart } = this.#options
     onRestart()
     if (clock.now() - thread.startedMs > STEADY_MS) this.#failures = 0
+    this.#spawnLater(settings, `an HTTP thread ${thread.left ? "ends" : "is gone"}`)
+  }
+
+  #spawnLater(settings: CommonSettings, why: string): void {
+    const { clock, log } = this.#options
     const backOffMs = Math.min(BACK_OFF_MS.first * 2 ** this.#failures, BACK_OFF_MS.most)
     this.#failures++
-    log.error(`an HTTP thread ${thread.left ? "ends" : "is gone"}, another starts in ${backOffMs} ms`)
+    log.error(`${why}, another starts in ${backOffMs} ms`)
     clock.setTimer(() => {
       if (this.#draining) return
-      const next = this.#spawn(settings, false)
+      let next: HttpThread
+      try {
+        next = this.#spawn(settings, false)
+      } catch (error) {
+        // The system gives no thread, or no memory for one.
+        this.#spawnLater(settings, `the new HTTP thread did not start: ${String(error)}`)
+        return
+      }
       next.loaded.then(
         () => next.post({ type: "serve", signatures: this.#signatures ?? {} }),
         // It is gone: it is replaced as any other.

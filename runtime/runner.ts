@@ -290,11 +290,12 @@ class WorkerSlot {
   start(): Promise<Loaded> {
     const { clock, spawn, settings, loadTimeoutMs } = this.#options
     return new Promise<Loaded>((resolve, reject) => {
+      // First, as it throws where the system gives no thread: then nothing is loading.
+      const thread = spawn(settings)
       const stopTimer = setPatientTimer(clock, loadTimeoutMs, () => {
         this.#gone(thread, "timeout", `the model was not loaded after ${loadTimeoutMs} ms`)
       })
       this.#loading = { resolve, reject, stopTimer }
-      const thread = spawn(settings)
       this.#thread = thread
       thread.on("message", (message) => this.#receive(thread, message))
       thread.on("error", (error) => this.#gone(thread, "exit", messageOf(error)))

@@ -409,6 +409,32 @@ test("port 0 is one free port for all", async () => {
   assert.equal(await server.exit, 0)
 })
 
+test("a thread that the system does not give is asked for again, and the server goes on", async () => {
+  const preload = path.join(folder, "denied.mjs")
+  await writeFile(
+    preload,
+    `import { syncBuiltinESMExports } from "node:module"
+    import threads from "node:worker_threads"
+    let asked = 0
+    threads.Worker = class extends threads.Worker {
+      constructor(file, options) {
+        if (String(file).includes("http-worker") && ++asked === 3) throw new Error("Worker initialization failure: EAGAIN")
+        super(file, options)
+      }
+    }
+    syncBuiltinESMExports()`,
+  )
+  const server = await (await start({ env: { NODE_OPTIONS: `--import=${preload}` } })).ready()
+  const { agents, threads } = await server.connections()
+  await server.post("/exit", null, agents[0])
+  const after = await server.connections()
+  assert.ok(after.threads.includes(threads[1]) && !after.threads.includes(threads[0]), server.output)
+  assert.match(server.output, /the new HTTP thread did not start: .*EAGAIN, another starts in 200 ms/)
+  for (const agent of [...agents, ...after.agents]) agent.destroy()
+  server.child.kill()
+  assert.equal(await server.exit, 0)
+})
+
 test("a service that cannot be loaded ends the server with its place, once", async () => {
   const server = await start({ code: "\n\nthrow new TypeError('not today')\n" })
   assert.equal(await server.exit, 1)

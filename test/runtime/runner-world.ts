@@ -60,6 +60,8 @@ export interface RunnerWorldOptions {
   readonly durationMs?: number
   /** What the n-th thread does instead of loading. */
   readonly load?: (thread: number) => "ready" | "never" | "exit" | Error
+  /** Threads that the system does not give, by how many were asked for before. */
+  readonly denied?: (thread: number) => boolean
 }
 
 export const BATCHABLE = { run: { batchable: true, batchDim: [0, 0] } } as const
@@ -68,6 +70,8 @@ export const BATCHABLE = { run: { batchable: true, batchDim: [0, 0] } } as const
 export class RunnerWorld {
   readonly clock = new ManualClock()
   readonly threads: FakeThread[] = []
+  /** How many threads were asked for. */
+  asked = 0
   readonly batches: (readonly WireTensor[])[] = []
   /** Buffers that were not copied, of each batch. */
   readonly handedOver: (readonly ArrayBuffer[])[] = []
@@ -102,6 +106,8 @@ export class RunnerWorld {
       log: { info: log, warn: log, error: log },
       metrics,
       spawn: (settings) => {
+        const index = this.asked++
+        if (options.denied?.(index) === true) throw new Error("Worker initialization failure: EAGAIN")
         const thread = new FakeThread(this, settings, this.threads.length)
         this.threads.push(thread)
         return thread

@@ -733,6 +733,27 @@ describe("workers that fail", () => {
     assert.equal(world.runner.ready, true)
   })
 
+  test("one that the system gives no thread for is tried again, and nothing of the attempt is left", async () => {
+    const world = await started({
+      config: { loadTimeoutMs: 1000 },
+      model: (inputs, batch) => (batch === 0 ? "exit" : inputs),
+      denied: (thread) => thread === 1,
+    })
+    const result = run(world, { x: float32([1, 2], 7, 7) })
+    // Long enough for a timer of the attempt.
+    await world.clock.advance(5000)
+    assert.deepEqual([...(result.answer?.["y"]?.data ?? [])], [7, 7])
+    assert.equal(world.asked, 3)
+    assert.equal(world.runner.ready, true)
+    assert.ok(world.logged.some((line) => line.includes("the new worker did not start: Worker init")))
+  })
+
+  test("where the first gets no thread, the model cannot be loaded, and no timer is left", async () => {
+    const world = new RunnerWorld({ denied: () => true })
+    await assert.rejects(world.start(), { code: "MODEL_LOAD_FAILED", message: /EAGAIN/ })
+    assert.equal(world.clock.timers, 0)
+  })
+
   test("the other workers go on", async () => {
     const world = await started({
       config: { workers: 2 },
