@@ -412,6 +412,8 @@ class FileStore<T extends Manifest> implements Store<T> {
   /**
    * Makes `latest` name the newest item, or takes the name's folder away with the last one; then the change is made durable.
    * Others may change the same name at the same time; each looks again after it has written, so who writes last saw all.
+   * Where `latest` cannot be written, on a full disk say, the item has come or gone all the same: readers then look for the
+   * newest, and the next writer tries again.
    */
   async #settle(name: string, temp: string): Promise<void> {
     const folder = join(this.root, name)
@@ -424,9 +426,14 @@ class FileStore<T extends Manifest> implements Store<T> {
         if ((await this.#newest(name, times)) === null) break // broken items and stray files stay
       } else {
         if ((await this.#readPointer(name)) === newest.tag.version) break
-        // Not synced: where a power cut leaves it empty, the newest item is looked for.
-        await writeFile(join(temp, LATEST), newest.tag.version)
-        await orNull(rename(join(temp, LATEST), join(folder, LATEST)))
+        try {
+          // Not synced: where a power cut leaves it empty, the newest item is looked for.
+          await writeFile(join(temp, LATEST), newest.tag.version)
+          await orNull(rename(join(temp, LATEST), join(folder, LATEST)))
+        } catch (error) {
+          if (codeOf(error) === undefined) throw error
+          break
+        }
       }
     }
     await Promise.all([folder, this.root].map(syncFolder))

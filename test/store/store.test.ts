@@ -205,6 +205,28 @@ both("latest is looked for where it is missing, wrong or lags behind, and read-o
   assert.equal(formatTag(await store.resolve({ name: "iris" })), "iris:v3")
 })
 
+both("where latest cannot be written, items come and go all the same", async (t, sort) => {
+  const store = await fill(sort, await tempFolder(t), "iris:v1", "iris:v2")
+  const pointer = join(store.root, "iris", "latest")
+  const latest = async (): Promise<string> => formatTag((await store.get({ name: "iris" })).tag)
+  const tag = parseTag("iris:v3")
+  await store.add(tag, async (dir) => {
+    await sort.writes(tag, 3)(dir)
+    await mkdir(join(dir, "..", "latest")) // in the way of what will be renamed
+  })
+  assert.equal(await readFile(pointer, "utf8"), "v2")
+  assert.equal(await latest(), "iris:v3")
+
+  await rm(pointer)
+  await mkdir(pointer)
+  await store.remove(tag)
+  assert.equal(await latest(), "iris:v2")
+  await rm(pointer, { recursive: true })
+  const next = parseTag("iris:v4")
+  await store.add(next, sort.writes(next, 4))
+  assert.equal(await readFile(pointer, "utf8"), "v4")
+})
+
 both("a broken version is told apart and the others work", async (t, sort) => {
   const store = await fill(sort, await tempFolder(t), "iris:v1", "other:v1")
   const root = store.root
