@@ -444,8 +444,10 @@ class Reader {
 
   #space(): void {
     const bytes = this.#bytes
-    let byte = bytes[this.#pos]
-    while (byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09) byte = bytes[++this.#pos]
+    let pos = this.#pos
+    let byte = bytes[pos]
+    while (byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09) byte = bytes[++pos]
+    this.#pos = pos
   }
 
   #name(): string {
@@ -623,9 +625,19 @@ class Reader {
   }
 
   #malformed(received: string, wanted?: string): ServeError {
-    const before = this.#bytes.toString("utf8", 0, this.#pos)
-    const line = before.split("\n").length
-    const column = before.length - (before.lastIndexOf("\n") + 1) + 1
+    // Counted, not split: the lines of a body can take many times its memory. Columns are UTF-16 units.
+    let line = 1
+    let column = 1
+    const bytes = this.#bytes
+    const end = Math.min(this.#pos, bytes.length)
+    for (let pos = 0; pos < end; pos++) {
+      const byte = bytes[pos] ?? 0
+      if (byte === 0x0a) {
+        line++
+        column = 1
+      } else if (byte >= 0xf0) column += 2
+      else if (byte < 0x80 || byte >= 0xc0) column++
+    }
     return badInput(
       `the body is not valid JSON: ${wanted === undefined ? "" : `expected ${wanted}, `}received ${received} at line ${line}, column ${column}`,
       { offset: this.#pos, line, column },

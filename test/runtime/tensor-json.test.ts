@@ -1,5 +1,7 @@
 import assert from "node:assert/strict"
+import { execFile } from "node:child_process"
 import { describe, test } from "node:test"
+import { promisify } from "node:util"
 import fc from "fast-check"
 import { ServeError } from "../../runtime/errors.ts"
 import type { DType, Tensor } from "../../runtime/tensor.ts"
@@ -290,6 +292,11 @@ describe("the place of malformed JSON", () => {
     ["[01]", 'expected "," or "]", received "1" at line 1, column 3', { offset: 2, line: 1, column: 3 }],
     ["[1.]", 'expected a digit, received "]" at line 1, column 4', { offset: 3, line: 1, column: 4 }],
     ["[NaN]", 'expected a value, received "N" at line 1, column 2', { offset: 1, line: 1, column: 2 }],
+    [
+      '{"é":1,\n"€😀": x}',
+      'expected a value, received "x" at line 2, column 8',
+      { offset: 20, line: 2, column: 8 },
+    ],
   ]
   for (const [text, message, detail] of cases) {
     test(`${JSON.stringify(text)}: ${message}`, () => {
@@ -304,6 +311,26 @@ describe("the place of malformed JSON", () => {
       }
     })
   }
+
+  test("is found without memory for the lines before it", async () => {
+    const code = `
+      const { parseTensor } = await import(process.argv[1])
+      const body = Buffer.alloc(24 * 2 ** 20, "\\n")
+      body.write("x", body.length - 1)
+      const before = process.resourceUsage().maxRSS
+      try {
+        parseTensor(body, null)
+      } catch ({ detail }) {
+        const grownMiB = (process.resourceUsage().maxRSS - before) / 1024
+        console.log(JSON.stringify({ detail, grownMiB }))
+      }`
+    const file = new URL("../../runtime/tensor-json.ts", import.meta.url).href
+    const child = promisify(execFile)(process.execPath, ["--input-type=module", "-e", code, file])
+    const { detail, grownMiB } = JSON.parse((await child).stdout) as { detail: object; grownMiB: number }
+    assert.deepEqual(detail, { offset: 24 * 2 ** 20 - 1, line: 24 * 2 ** 20, column: 1 })
+    // An array of that many lines alone has 192 MiB.
+    assert.ok(grownMiB < 100, `${grownMiB} MiB`)
+  })
 })
 
 describe("writing a tensor", () => {
