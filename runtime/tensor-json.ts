@@ -384,16 +384,17 @@ class Reader {
           if (kind === NUMBER) {
             const start = this.#pos
             const value = this.#number()
-            if (!this.#isInteger) integers = false
-            else if (keepsExact && !Number.isSafeInteger(value)) {
-              exact ??= new Map()
-              exact.set(count, BigInt(bytes.toString("latin1", start, this.#pos)))
-            }
             if (value === Infinity || value === -Infinity) {
               const text = clip(bytes.toString("latin1", start, this.#pos))
               throw badInput(
                 `${inputNamed(name)}${text}${place()} is out of the range of ${dtype ?? "float64"}`,
               )
+            }
+            if (!this.#isInteger) integers = false
+            else if (keepsExact && !Number.isSafeInteger(value)) {
+              exact ??= new Map()
+              // Of at most 309 digits, being finite: the time that it takes grows faster than their number.
+              exact.set(count, BigInt(bytes.toString("latin1", start, this.#pos)))
             }
             scratch[count] = value
             if (depth > 0) {

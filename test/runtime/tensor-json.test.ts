@@ -183,6 +183,19 @@ describe("reading a tensor", () => {
     )
   })
 
+  test("an integer of more digits than a double can have is refused before it is made exact", (t) => {
+    const exact = t.mock.method(globalThis, "BigInt")
+    for (const dtype of ["int64", "uint64", "int8", "bool", null] as const) {
+      for (const sign of ["", "-"]) {
+        const { message } = refusal(() => parse(`[1, ${sign}${"9".repeat(400)}]`, dtype))
+        assert.match(message, /^-?9+… at \[1\] is out of the range of /)
+      }
+    }
+    assert.equal(exact.mock.callCount(), 0)
+    refusal(() => parse(`[${"9".repeat(308)}]`, "int64"))
+    assert.equal(exact.mock.callCount(), 1)
+  })
+
   test("without a dtype it is inferred as NumPy does", () => {
     const cases: [string, DType][] = [
       ["[1,2]", "int64"],
