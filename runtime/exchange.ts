@@ -155,13 +155,19 @@ export abstract class Exchange implements CallScope, ApiContext, RunTiming, Canc
     ;(this.#headers ??= []).push(...headers)
   }
 
-  /** Answers, once; what comes after the end is dropped. */
+  /**
+   * Answers, once; what comes after the end is dropped. Some statuses have no body (RFC 9110, 15.3.5, 15.3.6, 15.4.5), whatever a
+   * handler that set one of them has returned: clients take it for the begin of the next answer.
+   */
   send(status: number, contentType: string, body: string, more?: readonly string[]): void {
     if (this.ended) return
-    const headers = ["content-type", contentType, "x-request-id", this.requestId]
+    const isBare = status === 204 || status === 205 || status === 304
+    const headers = isBare
+      ? ["x-request-id", this.requestId]
+      : ["content-type", contentType, "x-request-id", this.requestId]
     if (this.#headers !== undefined) headers.push(...this.#headers)
     if (more !== undefined) headers.push(...more)
-    this.write(status, headers, body)
+    this.write(status, headers, isBare ? "" : body)
     this.#end(status)
   }
 
@@ -365,7 +371,8 @@ export class NodeExchange extends Exchange {
     const outgoing = this.#outgoing
     if (outgoing.headersSent || outgoing.destroyed) return
     this.bytesOut = Buffer.byteLength(body)
-    headers.push("content-length", String(this.bytesOut))
+    // Where there is never one, its length must not be told either (RFC 9110, 8.6).
+    if (status !== 204 && status !== 304) headers.push("content-length", String(this.bytesOut))
     const early = !this.#hasBody && this.#awaitsBody()
     if (early || this.closes) headers.push("connection", "close")
     outgoing.writeHead(status, headers)
@@ -458,6 +465,7 @@ export class FetchExchange extends Exchange {
       record[headers[index] ?? ""] = headers[index + 1] ?? ""
     }
     if (this.closes) record["connection"] = "close"
-    this.#answer.resolve(new Response(body, { status, headers: record }))
+    // With some statuses even an empty body is an error.
+    this.#answer.resolve(new Response(body === "" ? null : body, { status, headers: record }))
   }
 }

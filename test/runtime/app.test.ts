@@ -49,6 +49,15 @@ const svc = service({
         return [ctx.requestId, ctx.request.header("X-Asked"), ctx.request.query("q"), ctx.request.path]
       },
     }),
+    api({
+      name: "status",
+      input: text(),
+      output: json(),
+      handler: (x, ctx) => {
+        ctx.response.status = Number(x)
+        return null
+      },
+    }),
     api({ name: "never", input: text(), output: text(), handler: () => new Promise<string>(() => {}) }),
   ],
 })
@@ -183,6 +192,15 @@ describe("an API", () => {
     })
     assert.deepEqual([status, headers.get("x-mine")], [201, "yes"])
     assert.deepEqual(parse(), ["mine.1", "1", "a b", "/context"])
+  })
+
+  test("answers without a body where its status has none", async () => {
+    for (const asked of ["204", "205", "304"]) {
+      const { status, headers, text: body } = await ask(app, "/status", asked)
+      assert.deepEqual([status, body, headers.get("content-type")], [Number(asked), "", null])
+    }
+    const { text: body } = await ask(app, "/status", "202")
+    assert.equal(body, "null")
   })
 
   test("takes a request id that fits and replaces one that does not", async () => {

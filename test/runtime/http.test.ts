@@ -49,6 +49,15 @@ const svc = service({
       },
     }),
     api({
+      name: "status",
+      input: text(),
+      output: json(),
+      handler: (x, ctx) => {
+        ctx.response.status = Number(x)
+        return null
+      },
+    }),
+    api({
       name: "predict",
       input: ndarray({ dtype: "float32" }),
       output: json(),
@@ -133,6 +142,25 @@ describe("requests that are in order", () => {
     )
     assert.deepEqual(statuses(received), ["200", "404", "200", "404", "405", "200"])
     assert.doesNotMatch(received, /connection: close/i)
+  })
+
+  test("are answered without a body where the status has none, and the next answer is read right", async () => {
+    const port = await start()
+    for (const [status, lengths] of [
+      ["204", [undefined, "4"]],
+      ["205", ["0", "4"]],
+      ["304", [undefined, "4"]],
+    ] as const) {
+      const received = await raw(port, [post("/status", status) + post("/status", "202")], "\r\n\r\nnull")
+      const answers = received.split(/(?=HTTP\/1\.1 )/)
+      assert.deepEqual(statuses(received), [status, "202"])
+      assert.deepEqual(
+        answers.map((answer) => /content-length: (\d+)/i.exec(answer)?.[1]),
+        lengths,
+      )
+      assert.match(answers[0] ?? "", /\r\n\r\n$/)
+      assert.doesNotMatch(received, /transfer-encoding|connection: close/i)
+    }
   })
 
   test("may come in pieces of any size, and without a declared length", async () => {
