@@ -74,7 +74,7 @@ export interface AppService {
 export interface Siblings {
   /** Why the server as a whole is not ready; null when it is. */
   notReady(): Promise<string | null>
-  /** This thread works on so many requests. */
+  /** This thread works on so many requests to APIs. */
   setInFlight(count: number): void
   /** All threads together work on so many. */
   inFlight(): number
@@ -136,6 +136,8 @@ class Server implements App {
   readonly #unmatched: Route
   /** Requests in flight, linked in the order in which they came. */
   #inFlight = 0
+  /** Those to APIs: a probe or a scrape that takes its time takes no place of theirs. */
+  #apisInFlight = 0
   #oldest: Exchange | undefined
   #newest: Exchange | undefined
   #fetchListener: Promise<FetchListener> | undefined
@@ -320,14 +322,14 @@ class Server implements App {
 
   #checkConcurrency(): void {
     const { maxConcurrency } = this.#options.config
-    if (maxConcurrency === null || this.#inFlightOfAll() <= maxConcurrency) return
+    if (maxConcurrency === null || this.#apisInFlightOfAll() <= maxConcurrency) return
     throw new ServeError("OVERLOADED", 429, `${maxConcurrency} requests are being worked on already`, {
       retryAfterS: 1,
     })
   }
 
-  #inFlightOfAll(): number {
-    return this.#options.siblings?.inFlight() ?? this.#inFlight
+  #apisInFlightOfAll(): number {
+    return this.#options.siblings?.inFlight() ?? this.#apisInFlight
   }
 
   #begin(exchange: Exchange, route: Route): void {
@@ -339,7 +341,7 @@ class Server implements App {
     else this.#newest.next = exchange
     this.#newest = exchange
     this.#inFlight++
-    this.#options.siblings?.setInFlight(this.#inFlight)
+    if (route.api !== undefined) this.#countApis(1)
   }
 
   ended(exchange: Exchange, status: number): void {
@@ -354,8 +356,13 @@ class Server implements App {
     exchange.previous = undefined
     exchange.next = undefined
     this.#inFlight--
-    this.#options.siblings?.setInFlight(this.#inFlight)
+    if (exchange.route?.api !== undefined) this.#countApis(-1)
     if (this.#inFlight === 0) this.#drained?.()
+  }
+
+  #countApis(more: 1 | -1): void {
+    this.#apisInFlight += more
+    this.#options.siblings?.setInFlight(this.#apisInFlight)
   }
 
   /**

@@ -22,7 +22,7 @@ export interface HttpThreadSettings {
   readonly listen: { readonly host: string; readonly port: number; readonly backlog: number }
   /** Listen before the service is loaded, so that `/livez` answers; not where other threads answer meanwhile. */
   readonly listensEarly: boolean
-  /** Requests in flight, a cell for each thread. */
+  /** Requests to APIs in flight, a cell for each thread. */
   readonly inFlight: Int32Array
   readonly cell: number
 }

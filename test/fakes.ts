@@ -1,7 +1,14 @@
 /** Hand-made stand-ins for the ports of the server: a runner without a model, an app without a socket, a log that remembers. */
 import type { Hono } from "hono"
 import type { AccessLog } from "../runtime/access-log.ts"
-import { type App, type AppOptions, type AppService, DEFAULT_APP_CONFIG, createApp } from "../runtime/app.ts"
+import {
+  type App,
+  type AppOptions,
+  type AppService,
+  DEFAULT_APP_CONFIG,
+  type Siblings,
+  createApp,
+} from "../runtime/app.ts"
 import type { Clock } from "../runtime/batcher.ts"
 import { createHono } from "../runtime/hono.ts"
 import type { Log } from "../runtime/log.ts"
@@ -89,9 +96,10 @@ export function appFor(
     readonly clock?: Clock
     readonly config?: Partial<AppOptions["config"]>
     readonly accessLog?: AccessLog
+    readonly siblings?: Siblings
   } = {},
 ): { app: App; hono: Hono; log: MemoryLog; metrics: Metrics } {
-  const { runner = new FakeRunner(), clock = new ManualClock(), config = {}, accessLog } = options
+  const { runner = new FakeRunner(), clock = new ManualClock(), config = {}, accessLog, siblings } = options
   const log = new MemoryLog()
   const metrics = new Metrics({ serviceName: "test", serviceVersion: "v1", epochS: 1000 })
   let ids = 0
@@ -103,6 +111,7 @@ export function appFor(
     config: { ...DEFAULT_APP_CONFIG, ...config },
     newRequestId: () => `id-${++ids}`,
     ...(accessLog === undefined ? {} : { accessLog }),
+    ...(siblings === undefined ? {} : { siblings }),
   })
   return { app, hono: createHono(app), log, metrics }
 }

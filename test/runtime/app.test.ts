@@ -444,6 +444,24 @@ describe("limits", () => {
     assert.equal((await ask(app, "/livez")).status, 200)
   })
 
+  test("probes and scrapes that take their time do not count, neither here nor for other threads", async () => {
+    const published: number[] = []
+    const siblings = {
+      notReady: () => new Promise<string | null>(() => {}),
+      setInFlight: (count: number) => void published.push(count),
+      inFlight: () => published.at(-1) ?? 0,
+    }
+    for (const options of [{}, { siblings }]) {
+      const { hono: app, metrics } = appFor(svc, { config: { maxConcurrency: 1 }, ...options })
+      metrics.text = () => new Promise(() => {})
+      for (const path of ["/metrics", "/metrics", "/readyz"]) void app.request(path)
+      await settled()
+      assert.equal((await ask(app, "/shout", "x")).status, 200)
+      assert.equal((await ask(app, "/livez")).status, 200)
+    }
+    assert.deepEqual(published, [1, 0])
+  })
+
   test("a request that takes too long is answered 504 and its handler told", async () => {
     const clock = new ManualClock()
     let reason: unknown
