@@ -7,7 +7,7 @@ const LISTENING = "0A"
 export function listenerOf(port: number): string | undefined {
   const inodes = new Set(listeningSockets().flatMap((socket) => (socket.port === port ? [socket.inode] : [])))
   if (inodes.size === 0) return undefined
-  for (const pid of entries("/proc").filter((name) => /^\d+$/.test(name))) {
+  for (const pid of processes()) {
     if (socketsOf(pid).some((inode) => inodes.has(inode))) return `${commandOf(pid)} (pid ${pid})`
   }
   return undefined
@@ -20,14 +20,48 @@ export function otherListenerOf(port: number): string | undefined {
   const addresses = sockets.flatMap(({ inode, address }) => (own.has(inode) ? [address] : []))
   const strange = sockets.find(({ inode, address }) => !own.has(inode) && addresses.includes(address))
   if (strange === undefined) return undefined
-  const pid = entries("/proc").find((name) => /^\d+$/.test(name) && socketsOf(name).includes(strange.inode))
+  const pid = processes().find((name) => socketsOf(name).includes(strange.inode))
   return pid === undefined ? "another process" : `${commandOf(pid)} (pid ${pid})`
 }
 
-/** The TCP port on which a process listens. */
-export function portOf(pid: number): number | undefined {
-  const own = new Set(socketsOf(String(pid)))
-  return listeningSockets().find((socket) => own.has(socket.inode))?.port
+/** Where a listening socket can be reached from this machine. */
+export interface Listener {
+  readonly host: string
+  readonly port: number
+}
+
+/** Where a process and its descendants listen. */
+export function listenersOf(pid: number): Listener[] {
+  const own = new Set(familyOf(String(pid)).flatMap(socketsOf))
+  const listeners = new Map<string, Listener>()
+  for (const { inode, address, port } of listeningSockets()) {
+    if (!own.has(inode)) continue
+    for (const host of hostsOf(address)) listeners.set(`${host} ${port}`, { host, port })
+  }
+  return [...listeners.values()]
+}
+
+/** A process, its children, theirs, and so on. */
+function familyOf(pid: string): string[] {
+  const children = Map.groupBy(processes(), parentOf)
+  const family = [pid]
+  for (const member of family) family.push(...(children.get(member) ?? []))
+  return family
+}
+
+/** `PID (COMMAND) STATE PARENT …`, and a command can be any text. */
+function parentOf(pid: string): string | undefined {
+  const stat = read(`/proc/${pid}/stat`)
+  return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]
+}
+
+/** Of an address as /proc/net has it: each four bytes of it as the number that they are to this machine. */
+function hostsOf(address: string): string[] {
+  const words = Uint32Array.from(address.match(/.{8}/g) ?? [], (word) => Number.parseInt(word, 16))
+  const bytes = Buffer.from(words.buffer)
+  const isV4 = bytes.length === 4
+  if (bytes.every((byte) => byte === 0)) return isV4 ? ["127.0.0.1"] : ["127.0.0.1", "::1"]
+  return [isV4 ? bytes.join(".") : bytes.toString("hex").replace(/.{4}(?=.)/g, "$&:")]
 }
 
 /** Of this network namespace. Columns of /proc/net/tcp: 1 = local address, 3 = state, 9 = inode. */
@@ -54,6 +88,8 @@ function socketsOf(pid: string): string[] {
     }
   })
 }
+
+const processes = (): string[] => entries("/proc").filter((name) => /^\d+$/.test(name))
 
 function commandOf(pid: string): string {
   const command = read(`/proc/${pid}/cmdline`).split("\0").join(" ").trim()
