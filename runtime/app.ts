@@ -168,16 +168,23 @@ class Server implements App {
     const { host } = incoming.headers
     const isHost = this.#isHost(host)
     if (isHost && (route === undefined || !isMethodOf(route, method))) {
-      void this.#fetch().then((listen) => listen(incoming, outgoing))
+      void this.#fetch().then(
+        (listen) => listen(incoming, outgoing),
+        (error: unknown) =>
+          this.#failUnmatched(new NodeExchange(this, incoming, outgoing, path, this.now()), error),
+      )
       return
     }
     const exchange = new NodeExchange(this, incoming, outgoing, path, this.#options.clock.now())
-    if (isHost && route !== undefined) {
-      this.#run(route, exchange)
-      return
-    }
+    if (isHost && route !== undefined) this.#run(route, exchange)
+    else
+      this.#failUnmatched(exchange, new ServeError("REQUEST_INVALID", 400, "the request has no valid host"))
+  }
+
+  /** Answers what came to no route. */
+  #failUnmatched(exchange: Exchange, error: unknown): void {
     this.#begin(exchange, this.#unmatched)
-    this.failed(exchange, new ServeError("REQUEST_INVALID", 400, "the request has no valid host"))
+    this.failed(exchange, error)
   }
 
   /** RFC 9112, 3.2. That of the request before is not looked at again: most are alike, and it is done for each request. */
@@ -192,7 +199,14 @@ class Server implements App {
 
   /** Loaded for the first request that needs it: it takes 7 MiB and 50 ms, and behind a gateway there may never be one. */
   #fetch(): Promise<FetchListener> {
-    this.#fetchListener ??= import("./hono.ts").then(({ createFetchListener }) => createFetchListener(this))
+    this.#fetchListener ??= import("./hono.ts").then(
+      ({ createFetchListener }) => createFetchListener(this),
+      (error: unknown) => {
+        // Without a descriptor to spare, say: the next request tries again.
+        this.#fetchListener = undefined
+        throw error
+      },
+    )
     return this.#fetchListener
   }
 

@@ -39,6 +39,7 @@ export type ToHttpThread =
   | { readonly type: "serve"; readonly signatures: Readonly<Record<string, Signatures>> }
   | { readonly type: "results"; readonly results: readonly WireResult[] }
   | { readonly type: "answer"; readonly id: number; readonly value: Questions[keyof Questions] }
+  | { readonly type: "unanswered"; readonly id: number; readonly error: WireError }
   | { readonly type: "scrape"; readonly id: number }
   | { readonly type: "drain" | "refuse" | "close" }
 

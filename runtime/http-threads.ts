@@ -7,7 +7,13 @@
  */
 import { Worker } from "node:worker_threads"
 import type { Clock } from "./batcher.ts"
-import type { FromHttpThread, HttpThreadSettings, Questions, ToHttpThread } from "./http-protocol.ts"
+import {
+  type FromHttpThread,
+  type HttpThreadSettings,
+  type Questions,
+  type ToHttpThread,
+  toWireError,
+} from "./http-protocol.ts"
 import type { Log } from "./log.ts"
 import type { RouteSnapshot } from "./metrics.ts"
 import { type ModelRunner, type SignatureSpec } from "./runner.ts"
@@ -249,7 +255,10 @@ class HttpThread {
         break
       case "ask": {
         const { id, what } = message
-        void this.#options.answer(what).then((value) => this.post({ type: "answer", id, value }))
+        this.#options.answer(what).then(
+          (value) => this.post({ type: "answer", id, value }),
+          (error: unknown) => this.post({ type: "unanswered", id, error: toWireError(error) }),
+        )
         break
       }
       case "routes":

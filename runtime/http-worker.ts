@@ -15,7 +15,13 @@ import {
   requestIds,
   resolveOwnRuntime,
 } from "./front.ts"
-import type { FromHttpThread, HttpThreadSettings, Questions, ToHttpThread } from "./http-protocol.ts"
+import {
+  type FromHttpThread,
+  type HttpThreadSettings,
+  type Questions,
+  type ToHttpThread,
+  fromWireError,
+} from "./http-protocol.ts"
 import { listen } from "./http.ts"
 import { createLog, errorFields } from "./log.ts"
 import { Metrics } from "./metrics.ts"
@@ -51,16 +57,16 @@ const post = (message: FromHttpThread, transfer: ArrayBuffer[] = []): void =>
   port.postMessage(message, transfer)
 
 const runners = new RemoteRunners(post, (callback) => void setImmediate(callback))
-const asked = new Map<number, (value: never) => void>()
+const asked = new Map<number, Pick<PromiseWithResolvers<never>, "resolve" | "reject">>()
 let lastAsk = 0
 
 /** Asks the main thread what only it knows. */
 function ask<Q extends keyof Questions>(what: Q): Promise<Questions[Q]> {
   const id = ++lastAsk
-  return new Promise((resolve) => {
-    asked.set(id, resolve)
-    post({ type: "ask", id, what })
-  })
+  const question = Promise.withResolvers<Questions[Q]>()
+  asked.set(id, question)
+  post({ type: "ask", id, what })
+  return question.promise
 }
 
 const metrics = new Metrics({
@@ -92,7 +98,11 @@ port.on("message", (message: ToHttpThread) => {
       runners.receive(message.results)
       break
     case "answer":
-      asked.get(message.id)?.(message.value as never) // of the type that `ask` was called for
+      asked.get(message.id)?.resolve(message.value as never) // of the type that `ask` was called for
+      asked.delete(message.id)
+      break
+    case "unanswered":
+      asked.get(message.id)?.reject(fromWireError(message.error))
       asked.delete(message.id)
       break
     case "scrape":

@@ -140,7 +140,11 @@ export class Metrics implements RunnerMetrics {
     const { render, collect } = this.#options
     if (render !== undefined) return render()
     if (collect !== undefined) this.#routes = this.#sum([snapshots(this.#retired), ...(await collect())])
-    this.#render ??= this.#load()
+    this.#render ??= this.#load().catch((error: unknown) => {
+      // Without a descriptor to spare, say: the next scrape tries again.
+      this.#render = undefined
+      throw error
+    })
     return (await this.#render)()
   }
 

@@ -1,4 +1,8 @@
-/** Hand-made stand-ins for the ports of the server: a runner without a model, an app without a socket, a log that remembers. */
+/**
+ * Hand-made stand-ins for the ports of the server: a runner without a model, an app without a socket, a log that remembers, modules
+ * that are not there.
+ */
+import { type ModuleHooks, registerHooks } from "node:module"
 import type { Hono } from "hono"
 import type { AccessLog } from "../runtime/access-log.ts"
 import {
@@ -124,4 +128,14 @@ function asAppService(service: Service, runner: ModelRunner): AppService {
     describe: () => describeService(service),
     version: "v1",
   }
+}
+
+/** From here on an import of this name fails, until it is taken back. */
+export function refuseToLoad(name: string): ModuleHooks {
+  return registerHooks({
+    resolve(specifier, context, next) {
+      if (specifier === name) throw new Error(`cannot load ${name}`)
+      return next(specifier, context)
+    },
+  })
 }

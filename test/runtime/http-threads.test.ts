@@ -394,6 +394,23 @@ test("while the service loads, /livez is 200 and /readyz 503; the banner is prin
   await server.exit
 })
 
+test("a scrape that the main thread cannot answer is answered 500 by the thread that was asked", async () => {
+  const hook = `import { registerHooks } from "node:module"
+    registerHooks({
+      resolve(name, context, next) {
+        if (name === "prom-client") throw new Error("no prom-client")
+        return next(name, context)
+      },
+    })`
+  const NODE_OPTIONS = `--import=data:text/javascript,${encodeURIComponent(hook)}`
+  const server = await (await start({ env: { NODE_OPTIONS } })).ready()
+  for (const asked of [1, 2]) assert.equal((await server.get("/metrics")).status, 500, `${asked}`)
+  server.child.kill("SIGTERM")
+  assert.equal(await server.exit, 0)
+  assert.match(server.output, /\/metrics: INTERNAL/)
+  assert.doesNotMatch(server.output, /nobody handled it/)
+})
+
 test("port 0 is one free port for all", async () => {
   const server = await start({ port: 0 })
   let port: number | undefined

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises"
 import { createHttpServer, listen } from "../../runtime/http.ts"
 import { ndarray, runner } from "../../runtime/index.ts"
 import { api, json, service, text } from "../../runtime/index.ts"
-import { FakeRunner, appFor } from "../fakes.ts"
+import { FakeRunner, appFor, refuseToLoad } from "../fakes.ts"
 
 const MAX_BODY = 1 << 20
 const servers: Server[] = []
@@ -186,6 +186,19 @@ describe("requests that are in order", () => {
       await answer.arrayBuffer()
     }
   })
+})
+
+test("a path that is none is answered 500 while what would answer cannot be loaded, then 404", async () => {
+  const port = await start()
+  const status = async (): Promise<number> => (await fetch(`http://127.0.0.1:${port}/nope`)).status
+  const failing = refuseToLoad("./hono.ts")
+  try {
+    assert.deepEqual([await status(), await status()], [500, 500])
+  } finally {
+    failing.deregister()
+  }
+  assert.equal(await status(), 404)
+  assert.match(await (await fetch(`http://127.0.0.1:${port}/metrics`)).text(), /"unmatched",.*"500"\} 2/)
 })
 
 describe("bodies that are too long", () => {

@@ -3,7 +3,7 @@ import { describe, test } from "node:test"
 import { Metrics } from "../../runtime/metrics.ts"
 import type { RunnerStats } from "../../runtime/runner.ts"
 import { makeTensor } from "../../runtime/tensor.ts"
-import { FakeRunner, appFor } from "../fakes.ts"
+import { FakeRunner, appFor, refuseToLoad } from "../fakes.ts"
 import { RunnerWorld, spec } from "./runner-world.ts"
 
 class WatchedRunner extends FakeRunner {
@@ -25,6 +25,17 @@ async function series(metrics: Metrics): Promise<string[]> {
   const lines = (await metrics.text()).split("\n")
   return lines.filter((line) => line.startsWith("bentoml_")).map((line) => line.replace(/ \S+$/, ""))
 }
+
+test("a scrape that could not load what renders it fails alone", async () => {
+  const metrics = metricsOf()
+  const failing = refuseToLoad("prom-client")
+  try {
+    await assert.rejects(metrics.text(), /cannot load/)
+  } finally {
+    failing.deregister()
+  }
+  assert.match(await metrics.text(), /^process_cpu_seconds_total /m)
+})
 
 describe("metrics of runners", () => {
   test("tell queue, batches, refusals, workers, loading and the cost model", async () => {
