@@ -2,7 +2,7 @@
  * The messages between a runner (main thread) and its worker threads. Tensors travel by position, in the order of the
  * model's inputs and outputs as `ready` named them; their buffers are transferred, strings are cloned.
  */
-import type { DType, Tensor, TensorData } from "./tensor.ts"
+import type { DType, TensorData } from "./tensor.ts"
 
 /** An input or output as the model declares it. A free dimension is its symbolic name, or null without one. */
 export interface ValueSpec {
@@ -62,8 +62,4 @@ export function transferList(tensors: readonly WireTensor[]): ArrayBuffer[] {
     }
   }
   return buffers
-}
-
-export function toWire(tensor: Tensor): WireTensor {
-  return { shape: tensor.shape, data: tensor.data }
 }

@@ -206,10 +206,6 @@ export function dtypeOf(elemType: number): DType | null {
   return found === undefined ? null : (found[0] as DType) // the keys of ELEM_TYPES are all of DType
 }
 
-export function elemTypeOf(dtype: DType): number {
-  return ELEM_TYPES[dtype]
-}
-
 /**
  * Inputs and outputs of a signature as `options` has them; outputs that are no tensors (of ZipMap) are left out. Null when
  * the model says nothing of them (API v1), or nothing that could be checked against: then ask ONNX Runtime.
@@ -227,15 +223,6 @@ export function tensorSpecs(
     .map(parseValueInfo)
   if (!inputSpecs.every((spec) => spec !== null) || !outputSpecs.every((spec) => spec !== null)) return null
   return { inputs: inputSpecs, outputs: outputSpecs }
-}
-
-/** A tensor in the protobuf-JSON form that BentoML keeps in `options.input_specs` and `output_specs`. */
-export function formatValueInfo(spec: TensorSpec): object {
-  const dims = spec.shape.map((dim) =>
-    dim === null ? {} : typeof dim === "string" ? { dimParam: dim } : { dimValue: String(dim) },
-  )
-  const shape = dims.length === 0 ? {} : { dim: dims }
-  return { name: spec.name, type: { tensorType: { elemType: elemTypeOf(spec.dtype), shape } } }
 }
 
 function parseValueInfo(info: unknown): TensorSpec | null {

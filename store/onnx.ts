@@ -94,10 +94,6 @@ export async function readOnnx(
   }
 }
 
-export async function readOnnxInfo(path: string): Promise<OnnxInfo> {
-  return (await readOnnx(path)).info
-}
-
 /** `path` is for messages only. */
 export function parseOnnx(bytes: Uint8Array, path: string): OnnxInfo {
   return explained(bytes, path, () => {

@@ -284,7 +284,6 @@ describe("bootstrap", () => {
   interface Bootstrap {
     readonly staleInstall: (root: string) => string | undefined
     readonly staleBuild: (root: string) => string | undefined
-    readonly lacksOnlyForeignPackages: (output: string) => boolean
     readonly npmHint: (output: string) => string
   }
   const script = join(root, "test/setup/bootstrap.mjs")
@@ -346,14 +345,6 @@ describe("bootstrap", () => {
     const { npmHint } = await load()
     assert.match(npmHint("npm error code ENOTFOUND"), /registry cannot be reached/)
     assert.match(npmHint("npm error code SELF_SIGNED_CERT_IN_CHAIN"), /NODE_EXTRA_CA_CERTS/)
-  })
-
-  test("tells a lock file without other platforms' packages from one that is out of date", async () => {
-    const { lacksOnlyForeignPackages } = await load()
-    const foreign = "npm error Missing: @oxlint/binding-android-arm64@ from lock file\n"
-    assert.ok(lacksOnlyForeignPackages(`npm error code EUSAGE\n${foreign}`))
-    assert.ok(!lacksOnlyForeignPackages(`${foreign}npm error Missing: yaml@2.9.1 from lock file\n`))
-    assert.ok(!lacksOnlyForeignPackages("npm error code ENOTFOUND\n"))
   })
 
   test("passes on arguments, output and exit code", async () => {

@@ -105,16 +105,6 @@ export function npmHint(output) {
   return "Mend what npm names above, then run it again."
 }
 
-/**
- * Whether `npm ci` refuses only because the lock file lacks optional packages that the registry does not have: npm
- * then names them without a version. It happens where a lock file was written against a mirror that holds one
- * platform's packages.
- */
-export function lacksOnlyForeignPackages(output) {
-  const problems = output.split("\n").filter((line) => /(Missing|Invalid): /.test(line))
-  return problems.length > 0 && problems.every((line) => /Missing: \S+@ from lock file$/.test(line.trimEnd()))
-}
-
 const log = (line) => process.stderr.write(`${line}\n`)
 const seconds = (sinceMs) => `${((performance.now() - sinceMs) / 1000).toFixed(1)} s`
 

@@ -6,15 +6,14 @@ import fc from "fast-check"
 import { IssueError } from "../../store/errors.ts"
 import {
   dtypeOf,
-  elemTypeOf,
   formatCreationTime,
   formatModelYaml,
-  formatValueInfo,
   microsecondsOf,
   type Model,
   parseModelYaml,
   tensorSpecs,
 } from "../../store/model.ts"
+import { formatOnnxValue } from "../../store/onnx.ts"
 import { YamlMap, YamlScalar } from "../../store/pyyaml.ts"
 import { aModel, FIXTURES } from "./support.ts"
 
@@ -186,11 +185,12 @@ test("the specs of tensors are those in the options, both ways", () => {
   const specs = [
     { name: "X", dtype: "float32", shape: [null, "N", 4] },
     { name: "flag", dtype: "bool", shape: [] },
-  ] as const
-  const options = {
-    input_specs: { run: specs.map(formatValueInfo) },
-    output_specs: { run: specs.map(formatValueInfo) },
-  }
+  ]
+  const written = [
+    formatOnnxValue({ name: "X", type: { kind: "tensor", elemType: 1, shape: [null, "N", 4] } }),
+    formatOnnxValue({ name: "flag", type: { kind: "tensor", elemType: 9, shape: [] } }),
+  ]
+  const options = { input_specs: { run: written }, output_specs: { run: written } }
   const model = parseModelYaml(formatModelYaml({ ...aModel({ name: "a", version: "b" }), options }), "x")
   assert.deepEqual(tensorSpecs(model, "run"), { inputs: specs, outputs: specs })
   assert.equal(tensorSpecs(model, "other"), null)
@@ -202,7 +202,7 @@ test("the specs of tensors are those in the options, both ways", () => {
 })
 
 test("a spec that cannot be checked against is none, and outputs that are no tensors are left out", () => {
-  const spec = formatValueInfo({ name: "X", dtype: "float32", shape: [] })
+  const spec = formatOnnxValue({ name: "X", type: { kind: "tensor", elemType: 1, shape: [] } })
   const bfloat16 = { name: "X", type: { tensorType: { elemType: 16, shape: {} } } }
   const noRank = { name: "X", type: { tensorType: { elemType: 1 } } }
   const map = { name: "Y", type: { sequenceType: { elemType: { mapType: { keyType: 7 } } } } }
@@ -213,10 +213,9 @@ test("a spec that cannot be checked against is none, and outputs that are no ten
 })
 
 test("every dtype has an element type of ONNX", () => {
-  for (let elemType = 1; elemType <= 13; elemType++) {
-    const dtype = dtypeOf(elemType)
-    assert(dtype !== null && elemTypeOf(dtype) === elemType)
-  }
+  const dtypes = Array.from({ length: 13 }, (_, index) => dtypeOf(index + 1))
+  assert.equal(new Set(dtypes).size, 13)
+  assert(!dtypes.includes(null))
   assert.equal(dtypeOf(14), null)
   assert.equal(dtypeOf(0), null)
 })

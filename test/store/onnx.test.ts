@@ -5,7 +5,7 @@ import { join } from "node:path"
 import { test } from "node:test"
 import fc from "fast-check"
 import { BentoError } from "../../store/errors.ts"
-import { type OnnxInfo, parseOnnx, readOnnxInfo, readOnnxOrigin, removeZipMaps } from "../../store/onnx.ts"
+import { type OnnxInfo, parseOnnx, readOnnx, readOnnxOrigin, removeZipMaps } from "../../store/onnx.ts"
 import { writeField, writeInt } from "../../store/protobuf.ts"
 import { floats, loadOnnx } from "./ort.ts"
 import { FIXTURES, tempFolder } from "./support.ts"
@@ -78,7 +78,7 @@ function refusal(bytes: Uint8Array): BentoError {
 }
 
 test("a model says what goes in and what comes out", async () => {
-  const info = await readOnnxInfo(join(EXAMPLES, "iris", "iris.onnx"))
+  const { info } = await readOnnx(join(EXAMPLES, "iris", "iris.onnx"))
   assert.match(info.producer, /^skl2onnx /)
   assert.deepEqual(info.inputs, [{ name: "X", type: { kind: "tensor", elemType: 1, shape: [null, 4] } }])
   assert.deepEqual(
@@ -93,7 +93,7 @@ test("a model says what goes in and what comes out", async () => {
 })
 
 test("initializers are no inputs", async () => {
-  const info = await readOnnxInfo(join(MODELS, "initializer_as_input.onnx"))
+  const { info } = await readOnnx(join(MODELS, "initializer_as_input.onnx"))
   assert.equal(info.irVersion, 3)
   assert.deepEqual(info.opsets, { "ai.onnx": 8 })
   assert.deepEqual(
@@ -103,7 +103,7 @@ test("initializers are no inputs", async () => {
 })
 
 test("all element types and dimensions are told", async () => {
-  const info = await readOnnxInfo(join(MODELS, "dtypes.onnx"))
+  const { info } = await readOnnx(join(MODELS, "dtypes.onnx"))
   assert.deepEqual(
     info.inputs
       .map((input) => (input.type.kind === "tensor" ? input.type.elemType : null))
@@ -533,9 +533,9 @@ test("a graph of ai.onnx.ml alone gets the default operators for its Identity", 
 test("who wrote a file is read without its graph, and is what reading all of it says", async () => {
   let read = 0
   for (const name of readdirSync(MODELS).filter((file) => file.endsWith(".onnx"))) {
-    const whole = await readOnnxInfo(join(MODELS, name)).catch(() => null)
+    const whole = await readOnnx(join(MODELS, name)).catch(() => null)
     if (whole === null) continue // one that is broken on purpose
-    const { producer, opsets } = whole
+    const { producer, opsets } = whole.info
     assert.deepEqual(await readOnnxOrigin(join(MODELS, name)), { producer, opsets }, name)
     read += 1
   }
