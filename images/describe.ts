@@ -9,6 +9,7 @@ import path from "node:path"
 import type { Readable } from "node:stream"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { DescribeResult, JsonObject, ServeSpec, ServiceInfo } from "../store/bento.ts"
+import { groupStopper } from "./process-group.ts"
 
 export interface DescribeOptions {
   readonly spec: ServeSpec
@@ -136,16 +137,7 @@ export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "no
     // A group of its own: what the user's module starts is ended with it.
     detached: true,
   })
-  let isOver = false
-  const stop = (): void => {
-    // Its number may be another group's by now.
-    if (isOver || child.pid === undefined) return
-    try {
-      process.kill(-child.pid, "SIGKILL")
-    } catch {
-      // It has ended already.
-    }
-  }
+  const stop = groupStopper(child)
   // Where it has ended before it was told anything, that is said by how it ended.
   child.stdin.on("error", () => {})
   let result: Buffer[] = []
@@ -156,11 +148,6 @@ export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "no
     size += chunk.length
     if (size > MAX_RESULT_BYTES) result = []
     else result.push(chunk)
-  })
-  // A process that the module left behind may hold the pipes open; the group goes with its leader.
-  child.on("exit", () => {
-    stop()
-    isOver = true
   })
   const ended = new Promise<Omit<Ended, "timedOut">>((resolve, reject) => {
     child.on("error", reject)

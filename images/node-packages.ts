@@ -10,11 +10,13 @@ import { parseAllDocuments } from "yaml"
 import { BentoError, IssueError } from "../store/errors.ts"
 import type { Issue } from "../store/errors.ts"
 import type { NodePackages } from "../store/bento.ts"
+import { removeStale, tempPrefix } from "../store/owner.ts"
 import type { Bentofile } from "./bentofile.ts"
 import { openCache } from "./cache.ts"
 import { splitNodePackage } from "./grammar.ts"
 import { npmrcOf, registrySettings } from "./npmrc.ts"
 import { INSTALLER } from "./plan.ts"
+import { groupStopper } from "./process-group.ts"
 
 /** Packages that a Bento is to have. */
 export interface FoundPackages extends NodePackages {
@@ -330,10 +332,7 @@ export async function lockPackages(
   const key = JSON.stringify([manifest, settings])
   const known = tools.keepLock === true ? await cache.read(`node.packages ${contextDir}`, key) : null
   if (known !== null) return found(known)
-  return inFolder(tools, "lock", async (folder) => {
-    // npm writes the name of the folder into the lock.
-    const made = path.join(folder, "packages")
-    await mkdir(made)
+  return inFolder(tools, async ({ made, npmrc, env }) => {
     await writeFile(path.join(made, "package.json"), manifest)
     const options = [
       "--ignore-scripts",
@@ -341,10 +340,9 @@ export async function lockPackages(
       "--no-fund",
       `--cache=${path.join(cacheOf(tools), "npm")}`,
     ]
-    const userconfig = await writeNpmrc(folder, tools)
-    const env = { ...tools.env, NPM_CONFIG_USERCONFIG: userconfig, npm_config_update_notifier: "false" }
+    const settled = { ...env, NPM_CONFIG_USERCONFIG: npmrc, npm_config_update_notifier: "false" }
     const args = ["install", "--package-lock-only", ...options]
-    const ended = await run("npm", args, made, { ...tools, env, stderr: undefined })
+    const ended = await run("npm", args, made, { ...tools, env: settled, stderr: undefined })
     if (ended.code !== 0) {
       throw new IssueError(
         "PACKAGES_FAILED",
@@ -384,15 +382,12 @@ export async function installHere(
     .digest("hex")
   const target = path.join(rootOf(tools), digest.slice(0, 32))
   if ((await stat(target).catch(() => null)) !== null) return target
-  return inFolder(tools, "install", async (folder) => {
-    const made = path.join(folder, "packages")
-    await mkdir(made)
+  return inFolder(tools, async ({ made, npmrc, env }) => {
     for (const [name, text] of Object.entries({ ...files, ".npmrc": npmrcOf(settings) })) {
       await writeFile(path.join(made, name), text)
     }
-    const npmrc = await writeNpmrc(folder, tools)
     const args = [INSTALLER, manager, version, process.arch, cacheOf(tools), npmrc]
-    const ended = await run(tools.nodePath, args, made, tools)
+    const ended = await run(tools.nodePath, args, made, { ...tools, env })
     if (ended.code !== 0) {
       throw new BentoError("PACKAGES_FAILED", `the packages cannot be installed: ${reasonOf(ended)}`)
     }
@@ -412,24 +407,32 @@ function cacheOf(tools: PackageTools): string {
   return path.join(rootOf(tools), "cache")
 }
 
-async function inFolder<T>(
-  tools: PackageTools,
-  name: string,
-  act: (folder: string) => Promise<T>,
-): Promise<T> {
-  await mkdir(rootOf(tools), { recursive: true })
-  const folder = await mkdtemp(path.join(rootOf(tools), `.${name}-`))
-  try {
-    return await act(folder)
-  } finally {
-    await rm(folder, { recursive: true, force: true })
-  }
+interface Workplace {
+  /** An empty folder for the packages, always of the same name: npm writes it into the lock. */
+  readonly made: string
+  /** The file with the credentials. */
+  readonly npmrc: string
+  /** With it, what programs keep for themselves, credentials too, lies here as well. */
+  readonly env: PackageTools["env"]
 }
 
-async function writeNpmrc(folder: string, { npmrc }: PackageTools): Promise<string> {
-  const file = path.join(folder, "credentials")
-  await writeFile(file, npmrc, { mode: 0o600 })
-  return file
+/** All that lies in the workplace goes afterwards; after `kill -9`, when the next one is made. */
+async function inFolder<T>(tools: PackageTools, act: (workplace: Workplace) => Promise<T>): Promise<T> {
+  const root = rootOf(tools)
+  await mkdir(root, { recursive: true })
+  const folder = await mkdtemp(path.join(root, tempPrefix()))
+  const [made, secret] = [path.join(folder, "packages"), path.join(folder, "secret")]
+  try {
+    await removeStale(root, folder)
+    await mkdir(made)
+    await mkdir(secret)
+    const npmrc = path.join(secret, "credentials")
+    await writeFile(npmrc, tools.npmrc, { mode: 0o600 })
+    return await act({ made, npmrc, env: { ...tools.env, TMPDIR: secret } })
+  } finally {
+    // Packages may be many, and after Ctrl-C there is little time; a program that was killed may still be leaving.
+    for (const dir of [secret, folder]) await rm(dir, { recursive: true, force: true, maxRetries: 3 })
+  }
 }
 
 interface Ended {
@@ -441,7 +444,10 @@ function run(file: string, args: readonly string[], cwd: string, tools: PackageT
   const { env, signal, stderr } = tools
   signal?.throwIfAborted()
   return new Promise((resolve, reject) => {
-    const child = spawn(file, args, { cwd, env, signal, stdio: ["ignore", "pipe", "pipe"] })
+    // A group of its own: managers start programs, and these are ended with them.
+    const child = spawn(file, args, { cwd, env, detached: true, stdio: ["ignore", "pipe", "pipe"] })
+    const stop = groupStopper(child)
+    signal?.addEventListener("abort", stop, { once: true })
     let printed = ""
     for (const stream of [child.stdout, child.stderr]) {
       stream.on("data", (chunk: Buffer) => {
@@ -449,8 +455,7 @@ function run(file: string, args: readonly string[], cwd: string, tools: PackageT
       })
     }
     child.on("error", (error) => {
-      if (signal?.aborted === true) reject(signal.reason as Error)
-      else if ("code" in error && error.code === "ENOENT") {
+      if ("code" in error && error.code === "ENOENT") {
         reject(
           new BentoError("PACKAGES_FAILED", `${file} is not on this machine, and it is needed for packages`, {
             hint: "Install Node with npm.",
@@ -458,7 +463,10 @@ function run(file: string, args: readonly string[], cwd: string, tools: PackageT
         )
       } else reject(error)
     })
+    // Not earlier: until then it may write.
     child.on("close", (code) => {
+      signal?.removeEventListener("abort", stop)
+      if (signal?.aborted === true) return reject(signal.reason as Error)
       if (code !== 0) stderr?.write(printed)
       resolve({ code, printed })
     })

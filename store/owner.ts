@@ -1,7 +1,9 @@
 /** Temporary folders carry their owner in their name, so that those of killed processes can be told from live ones. */
 import { createHash } from "node:crypto"
 import { readFileSync, readlinkSync } from "node:fs"
+import { readdir, rm, stat } from "node:fs/promises"
 import { hostname } from "node:os"
+import { join } from "node:path"
 
 const PREFIX = "bentoctl"
 /** A folder of another machine or container is taken for abandoned after this. */
@@ -15,12 +17,23 @@ export function tempPrefix(): string {
   return `${PREFIX}-${space()}-${process.pid}-${startOf(process.pid) ?? 0}-`
 }
 
-export function isTempName(name: string): boolean {
+/** Removes what killed processes left behind in `folder`. `own` is new in it, so its time is the present of this file system. */
+export async function removeStale(folder: string, own: string): Promise<void> {
+  const { mtimeMs: now } = await stat(own)
+  for (const name of (await readdir(folder)).filter(isTempName)) {
+    const path = join(folder, name)
+    const entry = await stat(path).catch(() => null)
+    if (entry === null || !isStale(name, now - entry.mtimeMs)) continue
+    await rm(path, { recursive: true, force: true }).catch(() => undefined) // perhaps another user's
+  }
+}
+
+function isTempName(name: string): boolean {
   return /^bentoctl-[0-9a-f]{8}-\d+-\d+-/.test(name)
 }
 
 /** Whether the owner of a temporary folder is dead; `ageMs` decides where that cannot be seen from here. */
-export function isStale(name: string, ageMs: number): boolean {
+function isStale(name: string, ageMs: number): boolean {
   const [, where, pid, start] = name.split("-")
   return where === space() ? !isAlive(Number(pid), Number(start)) : ageMs > FOREIGN_AGE_MS
 }

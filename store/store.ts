@@ -26,7 +26,7 @@ import { type Bento, parseBentoYaml } from "./bento.ts"
 import { AmbiguousTagError, BentoError, formatIssue, IssueError } from "./errors.ts"
 import { BENTO_YAML, MODEL_YAML } from "./layout.ts"
 import { microsecondsOf, type Model, parseModelYaml } from "./model.ts"
-import { isStale, isTempName, tempPrefix } from "./owner.ts"
+import { removeStale, tempPrefix } from "./owner.ts"
 import {
   checkName,
   checkVersion,
@@ -352,7 +352,7 @@ class FileStore<T extends Manifest> implements Store<T> {
       try {
         const temp = await this.#makeTemp(made)
         try {
-          await cleanTemp(dirname(temp), temp)
+          await removeStale(dirname(temp), temp)
           return await work(temp)
         } finally {
           // What cannot be deleted now is tried again by the next writer.
@@ -582,17 +582,6 @@ function newestFirst<T extends Manifest>(a: StoreItem<T>, b: StoreItem<T>): numb
 function isLegal(part: string): boolean {
   const ref = tryParseTagRef(part)
   return ref !== null && ref.name === part && part !== LATEST
-}
-
-/** Removes what killed processes left behind. `own` is new, so its time is the present of this file system. */
-async function cleanTemp(tmp: string, own: string): Promise<void> {
-  const { mtimeMs: now } = await stat(own)
-  for (const name of (await readdir(tmp)).filter(isTempName)) {
-    const path = join(tmp, name)
-    const entry = await statOrNull(path)
-    if (entry === null || !isStale(name, now - entry.mtimeMs)) continue
-    await rm(path, { recursive: true, force: true }).catch(() => undefined) // perhaps another user's
-  }
 }
 
 /** Takes the folders that `mkdir` made for a writer that failed away again, as far as they are empty. */

@@ -1,0 +1,89 @@
+/** The packages that are installed on this machine: what an interrupted installation leaves, and when they are taken again. */
+import assert from "node:assert/strict"
+import { execFile } from "node:child_process"
+import { once } from "node:events"
+import { mkdir, readFile, readdir, writeFile } from "node:fs/promises"
+import { createServer, type IncomingMessage } from "node:http"
+import type { AddressInfo } from "node:net"
+import path from "node:path"
+import { after, test } from "node:test"
+import { promisify } from "node:util"
+import { installHere, type PackageTools } from "../../images/node-packages.ts"
+import { tempPrefix } from "../../store/owner.ts"
+import { root, temporaryFolder } from "./support.ts"
+
+const { folder, remove } = await temporaryFolder()
+after(remove)
+let count = 0
+
+/** A machine with a home and a place for temporary files, both below `dir`. */
+async function machine(): Promise<{ dir: string; packages: string; tools: PackageTools }> {
+  const dir = path.join(folder, `machine${count++}`)
+  const [home, tmp] = [path.join(dir, "bentoml"), path.join(dir, "tmp")]
+  await mkdir(tmp, { recursive: true })
+  const env = { PATH: process.env["PATH"], HOME: dir, TMPDIR: tmp }
+  const tools = { home, nodePath: process.execPath, env, npmrc: "" }
+  return { dir, packages: path.join(home, ".bentoctl/packages"), tools }
+}
+
+/** An installer that has nothing to do. */
+const IDLE = "true"
+const NONE = { manager: "npm", version: "", settings: {}, files: { "package.json": "{}" } } as const
+
+async function filesWith(text: string, dir: string): Promise<string[]> {
+  const entries = await readdir(dir, { recursive: true, withFileTypes: true })
+  const files = entries.filter((entry) => entry.isFile()).map(({ parentPath, name }) => path.join(parentPath, name))
+  const texts = await Promise.all(files.map((file) => readFile(file, "latin1").catch(() => "")))
+  return files.filter((_, index) => texts[index]?.includes(text))
+}
+
+test("an installation that is interrupted leaves no credentials and no program", { timeout: 60_000 }, async (t) => {
+  const { dir, tools } = await machine()
+  const registry = createServer(() => {}) // never answers
+  registry.listen(0, "127.0.0.1")
+  await once(registry, "listening")
+  t.after(() => {
+    registry.closeAllConnections()
+    registry.close()
+  })
+  const place = `//127.0.0.1:${(registry.address() as AddressInfo).port}/`
+  const token = "t0ken-of-the-registry"
+  const dependencies = { ms: "2.1.3" }
+  const ms = { version: "2.1.3", resolved: `http:${place}ms/-/ms-2.1.3.tgz` }
+  const lock = { lockfileVersion: 3, packages: { "": { dependencies }, "node_modules/ms": ms } }
+  const files = {
+    "package.json": JSON.stringify({ private: true, dependencies }),
+    "package-lock.json": JSON.stringify(lock),
+  }
+  const user = new AbortController()
+  const npmrc = `registry=http:${place}\n${place}:_authToken=${token}\n`
+  const installing = installHere({ ...NONE, files }, { ...tools, npmrc, signal: user.signal })
+  const [request] = (await Promise.race([
+    once(registry, "request"),
+    installing.then(() => assert.fail("it was installed from nowhere")),
+  ])) as [IncomingMessage]
+  assert.equal(request.headers.authorization, `Bearer ${token}`)
+  const hungUp = once(request.socket, "close")
+
+  user.abort(new Error("Ctrl-C"))
+  await assert.rejects(installing, /Ctrl-C/)
+
+  assert.deepEqual(await filesWith(token, dir), [])
+  await hungUp
+})
+
+test("what a killed installation left goes with the next one, and another's that goes on stays", async () => {
+  const { packages, tools } = await machine()
+  const owner = path.join(root, "store/owner.ts")
+  const script = `import { tempPrefix } from ${JSON.stringify(owner)}; process.stdout.write(tempPrefix())`
+  const { stdout: dead } = await promisify(execFile)(process.execPath, ["--input-type=module", "-e", script])
+  for (const name of [`${dead}x`, `${tempPrefix()}x`]) {
+    await mkdir(path.join(packages, name), { recursive: true })
+    await writeFile(path.join(packages, name, "credentials"), "")
+  }
+  const installed = await installHere(NONE, { ...tools, nodePath: IDLE })
+  assert.deepEqual(
+    (await readdir(packages)).toSorted(),
+    [`${tempPrefix()}x`, path.basename(installed)].toSorted(),
+  )
+})
