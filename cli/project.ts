@@ -56,15 +56,18 @@ export function openProject(context: Context, target: Target & { readonly kind: 
 async function sourcesOf(contextDir: string, home: string): Promise<string[]> {
   const file = await findBentofile(contextDir)
   const bentofile = file === null ? null : await readBentofile(file).catch(() => null)
+  const refused: string[] = []
   const walk = await walkContext(contextDir, {
     include: bentofile?.include ?? ["*"],
     exclude: bentofile?.exclude ?? [],
     skip: [home],
+    // A build would say so; it must not hide what else changes.
+    onRefused: (name) => refused.push(path.join(contextDir, name)),
   }).catch(() => ({ entries: [] }))
   const files = walk.entries.map((entry) =>
     entry.kind === "file" ? entry.source : path.join(contextDir, entry.path),
   )
-  return Promise.all([...(file === null ? [] : [file]), ...files].map(stampOf))
+  return Promise.all([...(file === null ? [] : [file]), ...files, ...refused].map(stampOf))
 }
 
 async function stampOf(file: string): Promise<string> {

@@ -39,6 +39,8 @@ export interface WalkOptions {
   /** Absolute folders that are never taken, such as the store when it lies in the project. */
   readonly skip?: readonly string[]
   readonly signal?: AbortSignal | undefined
+  /** Gets the path of what would make the walk throw, which is then left out. */
+  readonly onRefused?: ((path: string) => void) | undefined
 }
 
 /** Never taken: of no use in an image. */
@@ -84,7 +86,7 @@ const MAX_PATH_BYTES = 2048
 
 const LARGE_FILE_BYTES = 10 * 1024 * 1024
 
-/** Lists what to take from `contextDir`. Throws CONTEXT_ESCAPE for a link that leaves it. */
+/** Lists what to take from `contextDir`. Throws CONTEXT_ESCAPE for a link that leaves it, if not `onRefused` gets it. */
 export async function walkContext(contextDir: string, options: WalkOptions = {}): Promise<Walk> {
   const walker = new Walker(await realpath(contextDir), options)
   await walker.folder("", [])
@@ -108,8 +110,9 @@ class Walker {
   readonly #named: Patterns
   readonly #skip: ReadonlySet<string>
   readonly #signal: AbortSignal | undefined
+  readonly #onRefused: WalkOptions["onRefused"]
 
-  constructor(root: string, { include = ["*"], exclude = [], skip = [], signal }: WalkOptions) {
+  constructor(root: string, { include = ["*"], exclude = [], skip = [], signal, onRefused }: WalkOptions) {
     this.#root = root
     this.#include = new Patterns(include)
     this.#exclude = new Patterns(exclude)
@@ -117,6 +120,7 @@ class Walker {
     this.#named = new Patterns(include.filter((pattern) => !/[*?[!]/.test(pattern)))
     this.#skip = new Set(skip)
     this.#signal = signal
+    this.#onRefused = onRefused
   }
 
   /** @param vetoes the `.bentoignore` files above, each with the folder that it stands in. */
@@ -129,11 +133,21 @@ class Walker {
     for (const child of children.toSorted((a, b) => compareText(a.name, b.name))) {
       const name = folder === "" ? child.name : `${folder}/${child.name}`
       if (this.#skip.has(path.join(this.#root, name)) || this.#impossible(child.name, name)) continue
-      if (child.isDirectory()) {
-        if (!this.#denied(child.name, name, true) && !this.#closed(name, here)) await this.folder(name, here)
-      } else if (this.#wanted(child.name, name, here)) {
-        await this.#take(child, name)
+      try {
+        await this.#child(child, name, here)
+      } catch (error) {
+        if (this.#onRefused === undefined || this.#signal?.aborted === true) throw error
+        this.#onRefused(name)
       }
+    }
+  }
+
+  async #child(child: Dirent, name: string, vetoes: readonly Veto[]): Promise<void> {
+    if (child.isDirectory()) {
+      if (!this.#denied(child.name, name, true) && !this.#closed(name, vetoes))
+        await this.folder(name, vetoes)
+    } else if (this.#wanted(child.name, name, vetoes)) {
+      await this.#take(child, name)
     }
   }
 

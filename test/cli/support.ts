@@ -66,8 +66,17 @@ export interface World {
   readonly interrupt?: (press: (signal?: NodeJS.Signals) => void) => void
 }
 
-/** Runs a command in this process and returns what it printed. */
-export async function run(argv: readonly string[], world: World = {}): Promise<Outcome> {
+interface Scene {
+  readonly context: Context
+  /** "Presses Ctrl-C". */
+  readonly press: (signal: NodeJS.Signals) => void
+  /** What was printed. */
+  readonly stdout: () => string
+  readonly stderr: () => string
+}
+
+/** What a command gets to know of a world. */
+export function contextOf(world: World): Scene {
   const stdin = new PassThrough()
   stdin.end(world.stdin ?? "")
   const stdout = collect()
@@ -75,10 +84,10 @@ export async function run(argv: readonly string[], world: World = {}): Promise<O
   const controller = new AbortController()
   let taker: ((signal: NodeJS.Signals) => void) | undefined
   const { terminal = {}, colour = false } = world
-  world.interrupt?.((signal = "SIGINT") => {
+  const press = (signal: NodeJS.Signals): void => {
     if (taker === undefined) controller.abort(new Interruption(signal))
     else taker(signal)
-  })
+  }
   const context: Context = {
     cwd: world.cwd ?? root,
     env: { PATH: process.env["PATH"], HOME: process.env["HOME"], ...world.env },
@@ -109,8 +118,15 @@ export async function run(argv: readonly string[], world: World = {}): Promise<O
     version: "1.2.3",
     bugs: null,
   }
+  return { context, press, stdout: stdout.text, stderr: stderr.text }
+}
+
+/** Runs a command in this process and returns what it printed. */
+export async function run(argv: readonly string[], world: World = {}): Promise<Outcome> {
+  const { context, press, stdout, stderr } = contextOf(world)
+  world.interrupt?.((signal = "SIGINT") => press(signal))
   const code = await runApp(argv, context)
-  return { code, stdout: stdout.text(), stderr: stderr.text() }
+  return { code, stdout: stdout(), stderr: stderr() }
 }
 
 function collect(): { stream: PassThrough; text: () => string } {
