@@ -14,12 +14,15 @@ export interface Project {
   readonly roots: readonly Root[]
   /** Reads the bentofile, resolves the models, and loads the service in a child process: throws what is wrong. */
   readonly spec: (signal: AbortSignal) => Promise<ServeSpec>
-  /**
-   * A text that differs when something that the project is made of does: a file that `include`, `exclude` and
-   * .bentoignore let through, the bentofile, or the versions of the models that `served` names (of all, without it).
-   */
-  readonly fingerprint: (served: ServeSpec | undefined) => Promise<string>
+  /** Looks at all that the project may be made of. */
+  readonly look: () => Promise<Fingerprint>
 }
+
+/**
+ * A text that differs when something that the project was made of does: a file that `include`, `exclude` and
+ * .bentoignore let through, the bentofile, or the versions of the models that `served` names (of all, without it).
+ */
+export type Fingerprint = (served: ServeSpec | undefined) => string
 
 export function openProject(context: Context, target: Target & { readonly kind: "project" }): Project {
   const { contextDir } = target
@@ -41,13 +44,12 @@ export function openProject(context: Context, target: Target & { readonly kind: 
         stderr: context.stderr,
         describeTimeoutMs: context.describeTimeoutMs,
       }),
-    fingerprint: async (served) => {
-      const names = served?.models.map(({ tag }) => tag.split(":")[0] ?? tag)
-      const [sources, versions] = await Promise.all([
-        sourcesOf(contextDir, context.home),
-        versionsOf(models, names),
-      ])
-      return [...sources, ...versions].join("\n")
+    look: async () => {
+      const [sources, versions] = await Promise.all([sourcesOf(contextDir, context.home), versionsOf(models)])
+      return (served) => {
+        const names = served?.models.map(({ tag }) => tag.split(":")[0] ?? tag) ?? [...versions.keys()]
+        return [...sources, ...names.map((name) => `${name} ${versions.get(name) ?? ""}`)].join("\n")
+      }
     },
   }
 }
@@ -75,8 +77,8 @@ async function stampOf(file: string): Promise<string> {
   return `${file} ${info?.size} ${info?.mtimeMs}`
 }
 
-async function versionsOf(root: string, names: readonly string[] | undefined): Promise<string[]> {
-  const present = names ?? (await readdir(root).catch(() => []))
-  const versions = await Promise.all(present.map((name) => readdir(path.join(root, name)).catch(() => [])))
-  return present.map((name, index) => `${name} ${versions[index]?.toSorted().join(" ")}`)
+async function versionsOf(root: string): Promise<ReadonlyMap<string, string>> {
+  const names = await readdir(root).catch(() => [])
+  const versions = await Promise.all(names.map((name) => readdir(path.join(root, name)).catch(() => [])))
+  return new Map(names.map((name, index) => [name, versions[index]?.toSorted().join(" ") ?? ""]))
 }

@@ -31,15 +31,15 @@ export async function serveReloading(
   /** Puts a server for the present state in place of the old one, unless nothing changed or it would not work. */
   const renew = async (): Promise<void> => {
     try {
-      const fingerprint = await project.fingerprint(spec)
-      if (fingerprint === shown) return
+      const fingerprint = await project.look()
+      if (fingerprint(spec) === shown) return
       const isFirst = shown === undefined
       if (!isFirst) voice.note("Something changed; looking whether it works.")
-      shown = fingerprint
+      shown = fingerprint(undefined)
       spec = undefined
       spec = await project.spec(stop.signal)
-      // Which models count is known only now.
-      shown = await project.fingerprint(spec)
+      // Which models count is known only now; what changed meanwhile may not be in the spec, so nothing is looked at anew.
+      shown = fingerprint(spec)
       server?.stop()
       await server?.exited
       if (stop.signal.aborted) return

@@ -1,6 +1,6 @@
 /** Tells when something in a set of folders may have changed; the caller looks whether it matters. */
 import { watch, type FSWatcher } from "node:fs"
-import { readdir } from "node:fs/promises"
+import { readdir, stat } from "node:fs/promises"
 import path from "node:path"
 
 /** Editors write a file in several steps; this much silence means that they are done. */
@@ -12,7 +12,7 @@ const NOT_ENTERED = new Set([".git", ".hg", ".svn", "node_modules", ".venv", "ve
 export interface Watcher {
   /** True at the next change, false when the signal aborts first. A change that nobody waited for is not lost. */
   changed: (signal: AbortSignal) => Promise<boolean>
-  /** Watches folders that came since, and lets go of those that went. */
+  /** Watches folders that came since, also in the place of others, and lets go of those that went. */
   refresh: () => Promise<void>
   close: () => void
 }
@@ -31,7 +31,7 @@ export async function watchFolders(
   roots: readonly Root[],
   onError: (error: Error) => void,
 ): Promise<Watcher> {
-  const watched = new Map<string, FSWatcher>()
+  const watched = new Map<string, { readonly watcher: FSWatcher; readonly identity: string }>()
   let pending = false
   let wake: (() => void) | undefined
   let timer: NodeJS.Timeout | undefined
@@ -44,11 +44,11 @@ export async function watchFolders(
       wake?.()
     }, SETTLE_MS)
   }
-  const open = (folder: string): void => {
+  const open = (folder: string, identity: string): void => {
     try {
       const watcher = watch(folder, settle)
       watcher.on("error", settle)
-      watched.set(folder, watcher)
+      watched.set(folder, { watcher, identity })
     } catch (error) {
       // Gone between listing and watching is a change like any other; a limit of the system is not.
       if ((error as NodeJS.ErrnoException).code === "ENOENT" || complained) return
@@ -57,15 +57,15 @@ export async function watchFolders(
     }
   }
   const refresh = async (): Promise<void> => {
-    const folders = new Set(
+    const folders = new Map(
       (await Promise.all(roots.map(({ dir, depth }) => foldersBelow(dir, depth)))).flat(),
     )
-    for (const [folder, watcher] of watched) {
-      if (folders.has(folder)) continue
+    for (const [folder, { watcher, identity }] of watched) {
+      if (folders.get(folder) === identity) continue
       watcher.close()
       watched.delete(folder)
     }
-    for (const folder of folders) if (!watched.has(folder)) open(folder)
+    for (const [folder, identity] of folders) if (!watched.has(folder)) open(folder, identity)
   }
   await refresh()
   return {
@@ -86,18 +86,24 @@ export async function watchFolders(
       }),
     close: () => {
       clearTimeout(timer)
-      for (const watcher of watched.values()) watcher.close()
+      for (const { watcher } of watched.values()) watcher.close()
     },
   }
 }
 
-async function foldersBelow(root: string, depth: number): Promise<string[]> {
+/**
+ * Each folder with what it is told by: a watch follows the folder, not the name, which may be another one's after it was
+ * moved away or removed. A number may come again, a number with a time of birth does not.
+ */
+async function foldersBelow(root: string, depth: number): Promise<[folder: string, identity: string][]> {
+  const info = await stat(root, { bigint: true }).catch(() => null)
   const children = await readdir(root, { withFileTypes: true }).catch(() => null)
-  if (children === null) return []
-  if (depth === 0) return [root]
+  if (info === null || children === null) return []
+  const own: [string, string] = [root, `${info.dev} ${info.ino} ${info.birthtimeNs}`]
+  if (depth === 0) return [own]
   const folders = children.filter((child) => child.isDirectory() && !NOT_ENTERED.has(child.name))
   const below = await Promise.all(
     folders.map((child) => foldersBelow(path.join(root, child.name), depth - 1)),
   )
-  return [root, ...below.flat()]
+  return [own, ...below.flat()]
 }
