@@ -377,8 +377,10 @@ export async function installHere(
   tools: PackageTools,
 ): Promise<string> {
   const { manager, version, settings, files } = packages
+  // What is compiled fits one system and one interface of Node.
+  const machine = [process.platform, process.arch, process.versions.modules]
   const digest = createHash("sha256")
-    .update(JSON.stringify(["1", process.arch, manager, version, settings, Object.entries(files)]))
+    .update(JSON.stringify(["2", ...machine, manager, version, settings, Object.entries(files)]))
     .digest("hex")
   const target = path.join(rootOf(tools), digest.slice(0, 32))
   if ((await stat(target).catch(() => null)) !== null) return target

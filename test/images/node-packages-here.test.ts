@@ -87,3 +87,26 @@ test("what a killed installation left goes with the next one, and another's that
     [`${tempPrefix()}x`, path.basename(installed)].toSorted(),
   )
 })
+
+test("packages are installed once, and anew for another system, processor or interface of Node", async () => {
+  const { tools } = await machine()
+  const install = (): Promise<string> => installHere(NONE, { ...tools, nodePath: IDLE })
+  const first = await install()
+  assert.equal(await install(), first)
+  const places = [first]
+  for (const [key, value] of [
+    ["platform", "plan9"],
+    ["arch", "vax"],
+    ["versions", { ...process.versions, modules: "1" }],
+  ] as const) {
+    const real = Object.getOwnPropertyDescriptor(process, key)
+    assert.ok(real !== undefined)
+    Object.defineProperty(process, key, { ...real, value })
+    try {
+      places.push(await install())
+    } finally {
+      Object.defineProperty(process, key, real)
+    }
+  }
+  assert.equal(new Set(places).size, 4, places.join("\n"))
+})
