@@ -64,7 +64,7 @@ async function install(): Promise<void> {
       return npm(through("yarn", "yarn", [...args, ...folder, ...foreign("--ignore-platform"), ...noScripts]))
     }
     case "yarn-berry":
-      await writeFile(".yarnrc.yml", await yarnSettings(credentials))
+      await writeFile(path.join(home, ".yarnrc.yml"), await yarnSettings(credentials))
       return npm(through("@yarnpkg/cli-dist", "yarn", ["workspaces", "focus", "--production"]))
     default:
       throw new Refused(`no such package manager: ${manager}`)

@@ -32,45 +32,53 @@ const NONE = { manager: "npm", version: "", settings: {}, files: { "package.json
 
 async function filesWith(text: string, dir: string): Promise<string[]> {
   const entries = await readdir(dir, { recursive: true, withFileTypes: true })
-  const files = entries.filter((entry) => entry.isFile()).map(({ parentPath, name }) => path.join(parentPath, name))
+  const files = entries
+    .filter((entry) => entry.isFile())
+    .map(({ parentPath, name }) => path.join(parentPath, name))
   const texts = await Promise.all(files.map((file) => readFile(file, "latin1").catch(() => "")))
   return files.filter((_, index) => texts[index]?.includes(text))
 }
 
-test("an installation that is interrupted leaves no credentials and no program", { timeout: 60_000 }, async (t) => {
-  const { dir, tools } = await machine()
-  const registry = createServer(() => {}) // never answers
-  registry.listen(0, "127.0.0.1")
-  await once(registry, "listening")
-  t.after(() => {
-    registry.closeAllConnections()
-    registry.close()
+for (const manager of ["npm", "yarn-berry"] as const) {
+  const name = `an installation by ${manager} that is interrupted leaves no credentials and no program`
+  test(name, { timeout: 60_000 }, async (t) => {
+    const { dir, packages, tools } = await machine()
+    const registry = createServer(() => {}) // never answers
+    registry.listen(0, "127.0.0.1")
+    await once(registry, "listening")
+    t.after(() => {
+      registry.closeAllConnections()
+      registry.close()
+    })
+    const place = `//127.0.0.1:${(registry.address() as AddressInfo).port}/`
+    const token = "t0ken-of-the-registry"
+    const dependencies = { ms: "2.1.3" }
+    const ms = { version: "2.1.3", resolved: `http:${place}ms/-/ms-2.1.3.tgz` }
+    const lock = { lockfileVersion: 3, packages: { "": { dependencies }, "node_modules/ms": ms } }
+    const files = {
+      "package.json": JSON.stringify({ private: true, dependencies }),
+      "package-lock.json": JSON.stringify(lock),
+    }
+    const user = new AbortController()
+    const npmrc = `registry=http:${place}\n${place}:_authToken=${token}\n`
+    const asked = { ...NONE, manager, version: manager === "npm" ? "" : "4.18.1", files }
+    const installing = installHere(asked, { ...tools, npmrc, signal: user.signal })
+    const [request] = (await Promise.race([
+      once(registry, "request"),
+      installing.then(() => assert.fail("it was installed from nowhere")),
+    ])) as [IncomingMessage]
+    assert.equal(request.headers.authorization, `Bearer ${token}`)
+    const [work = ""] = (await readdir(packages)).filter((entry) => entry.startsWith(tempPrefix()))
+    assert.deepEqual(await filesWith(token, path.join(packages, work, "packages")), [], "they would stay")
+    const hungUp = once(request.socket, "close")
+
+    user.abort(new Error("Ctrl-C"))
+    await assert.rejects(installing, /Ctrl-C/)
+
+    assert.deepEqual(await filesWith(token, dir), [])
+    await hungUp
   })
-  const place = `//127.0.0.1:${(registry.address() as AddressInfo).port}/`
-  const token = "t0ken-of-the-registry"
-  const dependencies = { ms: "2.1.3" }
-  const ms = { version: "2.1.3", resolved: `http:${place}ms/-/ms-2.1.3.tgz` }
-  const lock = { lockfileVersion: 3, packages: { "": { dependencies }, "node_modules/ms": ms } }
-  const files = {
-    "package.json": JSON.stringify({ private: true, dependencies }),
-    "package-lock.json": JSON.stringify(lock),
-  }
-  const user = new AbortController()
-  const npmrc = `registry=http:${place}\n${place}:_authToken=${token}\n`
-  const installing = installHere({ ...NONE, files }, { ...tools, npmrc, signal: user.signal })
-  const [request] = (await Promise.race([
-    once(registry, "request"),
-    installing.then(() => assert.fail("it was installed from nowhere")),
-  ])) as [IncomingMessage]
-  assert.equal(request.headers.authorization, `Bearer ${token}`)
-  const hungUp = once(request.socket, "close")
-
-  user.abort(new Error("Ctrl-C"))
-  await assert.rejects(installing, /Ctrl-C/)
-
-  assert.deepEqual(await filesWith(token, dir), [])
-  await hungUp
-})
+}
 
 test("what a killed installation left goes with the next one, and another's that goes on stays", async () => {
   const { packages, tools } = await machine()
