@@ -258,6 +258,12 @@ function readPnpmLock(text: string, manifest: PackageJson, asked: string | undef
 function readYarnLock(text: string, manifest: PackageJson, asked: string | undefined): ReadLock {
   const isBerry = /^__metadata:$/m.test(text)
   if (!isBerry && !text.includes("# yarn lockfile v1")) throw new Error("it is empty or not Yarn's")
+  if (isBerry && /^[23]\./.test(asked ?? "")) {
+    // They need a plugin to leave out what only development needs.
+    throw new Error(
+      `Yarn ${asked} cannot install for production alone; \`yarn set version 4\` makes it one that can`,
+    )
+  }
   const keys = text.split("\n").filter((line) => /^["@\w]/.test(line) && line.endsWith(":"))
   const locked = new Set(keys.flatMap((line) => line.slice(0, -1).replaceAll('"', "").split(", ")))
   const has = (name: string, range: string): boolean =>

@@ -176,6 +176,14 @@ describe("the packages of a project", () => {
       { "package.json": MS, "yarn.lock": "" },
       /^yarn\.lock:1: cannot be read: it is empty or not Yarn's$/,
     ],
+    [
+      "a Yarn that cannot leave out what only development needs",
+      {
+        "package.json": wants({ ms: "^2.1.3" }, { packageManager: "yarn@3.8.7" }),
+        "yarn.lock": "__metadata:\n  version: 6\n",
+      },
+      /^yarn\.lock:1: cannot be read: Yarn 3\.8\.7 cannot install for production alone; `yarn set version 4` makes it one that can$/,
+    ],
     ["package.json that is no JSON", { "package.json": "{" }, /^package\.json:1: /],
     ["package.json that is a list", { "package.json": "[]" }, ["package.json:1: is no JSON object"]],
     [
