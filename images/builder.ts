@@ -112,9 +112,8 @@ export function platformOf({ os, architecture }: Pick<ImageInfo, "os" | "archite
 
 export interface ImageSummary {
   readonly id: string
+  /** Empty for an image that no name leads to. */
   readonly tags: readonly string[]
-  /** Names with a digest: of what came from a registry, or went there. */
-  readonly digests: readonly string[]
   readonly labels: Readonly<Record<string, string>>
   readonly sizeBytes: number
 }

@@ -279,14 +279,10 @@ class DockerBuilder implements ImageEngine {
     const found = await this.#answer(signal, () => docker.listImages({ filters: { label: [label] } }))
     return found
       .toSorted((a, b) => b.Created - a.Created)
-      .map(({ Id, RepoTags, RepoDigests, Labels, Size }) => ({
+      .map(({ Id, RepoTags, Labels, Size }) => ({
         id: Id,
         // An engine of 20.10 says <none>:<none>, later ones say nothing.
         tags: ((RepoTags as string[] | null) ?? []).filter((tag) => tag !== "<none>:<none>"),
-        // Null or missing where there are none.
-        digests: ((RepoDigests as string[] | null | undefined) ?? []).filter(
-          (digest) => !/^(<none>|moby-dangling)@/.test(digest),
-        ),
         labels: (Labels as ImageSummary["labels"] | null) ?? {},
         sizeBytes: Size,
       }))

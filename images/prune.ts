@@ -24,9 +24,8 @@ export async function findLeftovers(engine: ImageEngine, signal?: AbortSignal): 
     engine.list(MODEL_LABEL, signal),
     engine.probes(signal),
   ])
-  // Pulled by digest an image has no tag, and is somebody's all the same.
-  const isNamed = ({ tags, digests }: ImageSummary): boolean => tags.length + digests.length > 0
-  const kept = bentos.filter(isNamed)
+  // One with a digest alone counts as untagged, as for `docker image prune`: each push leaves it one, also when its tag moves on.
+  const kept = bentos.filter(({ tags }) => tags.length > 0)
   const usedLayers = foundations.length === 0 ? [] : await layersOf(engine, kept, signal)
   const isUsed = (foundation: ImageInfo | null): boolean =>
     foundation !== null &&
@@ -38,7 +37,7 @@ export async function findLeftovers(engine: ImageEngine, signal?: AbortSignal): 
   return [
     ...containers.map((reference): Leftover => ({ kind: "container", reference })),
     ...bentos
-      .filter((image) => !isNamed(image))
+      .filter(({ tags }) => tags.length === 0)
       .map(({ id }): Leftover => ({ kind: "untagged", reference: id })),
     ...foundations
       .filter((_, index) => idle[index])

@@ -171,8 +171,7 @@ export class MemoryEngine implements ImageEngine {
       .filter(({ labels }) => label in labels)
       .map(({ id, labels }) => {
         const tags = [...this.tags].filter(([, tagged]) => tagged === id).map(([tag]) => tag)
-        const digests = this.pulled.filter((pulled) => pulled === id).map((pulled) => `reg/pulled@${pulled}`)
-        return { id, labels, tags, digests, sizeBytes: 42 }
+        return { id, labels, tags, sizeBytes: 42 }
       })
   }
 
@@ -258,8 +257,6 @@ export class MemoryEngine implements ImageEngine {
   }
 
   readonly leftProbes: string[] = []
-  /** Ids of images that were pulled by their digests. */
-  readonly pulled: string[] = []
   async probes(): Promise<string[]> {
     return [...this.leftProbes]
   }
