@@ -11,19 +11,11 @@
  * in dist/licenses.txt. Nothing is minified: the stack of a defect must say where it was.
  */
 import { execFileSync } from "node:child_process"
-import {
-  chmodSync,
-  cpSync,
-  globSync,
-  mkdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs"
-import { createRequire } from "node:module"
+import { chmodSync, globSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs"
+import { createRequire, isBuiltin } from "node:module"
 import path from "node:path"
 import { build, type BuildOptions, type Metafile, type Plugin } from "esbuild"
+import { precompileOurs, type OurTemplate } from "./templates/compile.ts"
 
 const root = import.meta.dirname
 const started = performance.now()
@@ -88,7 +80,38 @@ async function bundle(options: Omit<BuildOptions, "metafile">): Promise<Metafile
     },
     ...options,
   })
+  for (const file of Object.keys(metafile.outputs)) importBuiltinsByFunction(path.join(root, file))
   return metafile
+}
+
+/**
+ * An `import` of one of Node's own modules reads every property of it, also those that Node loads when they are first
+ * read: for the sake of `http.WebSocket` `import "node:http"` loads all of fetch, which takes 30 ms. The function
+ * reads nothing. An entry keeps its imports, as Node below 20.16, which it must be able to refuse, has no such function.
+ */
+function importBuiltinsByFunction(file: string): void {
+  const text = readFileSync(file, "utf8")
+  if (text.startsWith("#!")) return
+  const taken: string[] = []
+  const rest = text.replace(
+    /^import (?:([\w$]+)|\* as ([\w$]+))?(?:, )?(?:(\{.*\}))? from "(?:node:)?([\w/]+)";\n/gm,
+    (
+      statement,
+      whole: string | undefined,
+      all: string | undefined,
+      some: string | undefined,
+      name: string,
+    ) => {
+      if (!isBuiltin(name)) return statement
+      for (const pattern of [whole, all, some?.replaceAll(" as ", ": ")]) {
+        if (pattern !== undefined)
+          taken.push(`const ${pattern} = process.getBuiltinModule("node:${name}");\n`)
+      }
+      return ""
+    },
+  )
+  // As with imports, they are there before anything of the file runs.
+  writeFileSync(file, taken.join("") + rest)
 }
 
 async function bundleCommandLine(): Promise<Metafile> {
@@ -99,14 +122,11 @@ async function bundleCommandLine(): Promise<Metafile> {
     // What packages look for and do without: the CycloneDX library to write XML, which we do not, debug for colours.
     // They are no dependencies of ours, and whether they lie here by chance must not matter.
     external: ["xmlbuilder2", "supports-color"],
-    plugins: [withoutGrpcAndSsh()],
+    plugins: [withoutGrpcAndSsh(), compiledTemplates()],
   })
   chmodSync(path.join(outdir, "main.js"), 0o755)
   // Each is read as a file: no part of the bundle.
   await build({ absWorkingDir: root, entryPoints: ["images/install-packages.ts"], outdir, target: "node24" })
-  for (const template of globSync("templates/*.hbs", { cwd: root })) {
-    cpSync(path.join(root, template), path.join(outdir, path.basename(template)))
-  }
   return metafile
 }
 
@@ -121,6 +141,27 @@ function withoutGrpcAndSsh(): Plugin {
     setup(bundler) {
       bundler.onLoad({ filter: files }, ({ path: file }) => ({
         contents: `module.exports = () => { throw new Error("${path.basename(file)} is not in the bundle") }`,
+      }))
+    },
+  }
+}
+
+/** Our templates as code, in the place of templates/ours.ts. */
+function compiledTemplates(): Plugin {
+  const names = globSync("*.hbs", { cwd: path.join(root, "templates") }).map((file) => path.parse(file).name)
+  const compiled = names.toSorted().map((name) => `${name}: ${precompileOurs(name as OurTemplate)},`)
+  const contents = `import Handlebars from "handlebars/runtime"
+const compiled = {\n${compiled.join("\n")}\n}
+export { Handlebars }
+export const ourTemplate = (handlebars, name) => handlebars.template(compiled[name])
+`
+  return {
+    name: "compiled-templates",
+    setup(bundler) {
+      bundler.onLoad({ filter: /[\\/]templates[\\/]ours\.ts$/ }, () => ({
+        contents,
+        loader: "js",
+        resolveDir: path.join(root, "templates"),
       }))
     },
   }

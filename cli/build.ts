@@ -183,7 +183,7 @@ async function dryRunText({ bento, files, plan }: BuiltBento): Promise<string> {
     section("bento.yaml", formatBentoYaml(bento)),
     section(`src/ (${files.length} ${files.length === 1 ? "file" : "files"})`, files.join("\n")),
     section("Builder", builder),
-    section("Dockerfile", dockerfileOf(plan)),
+    section("Dockerfile", await dockerfileOf(plan)),
   ].join("\n")
 }
 
@@ -199,7 +199,7 @@ async function resultJson(built: BuiltBento, image: Built | undefined, dryRun: b
   const tag = formatTag(built.bento.tag)
   if (dryRun) {
     const { dockerfileOf } = await import("../images/context.ts")
-    return { tag, dry_run: true, notes, files, bento, plan, dockerfile: dockerfileOf(plan) }
+    return { tag, dry_run: true, notes, files, bento, plan, dockerfile: await dockerfileOf(plan) }
   }
   return { tag, path: dir, notes, bento, ...(image !== undefined && { image: imageJson(image) }) }
 }

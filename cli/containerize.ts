@@ -75,7 +75,7 @@ export class ContainerizeCommand extends ImageCommand {
         import("../images/containerize.ts"),
         import("../images/context.ts"),
       ])
-      this.print(dockerfileOf(await planContainer(imageOptions(context, asked))))
+      this.print(await dockerfileOf(await planContainer(imageOptions(context, asked))))
       return 0
     }
     if (this.outputDir !== undefined) {

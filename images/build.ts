@@ -133,7 +133,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     platform,
   })
   const { dockerfileOf } = await import("./context.ts")
-  const dockerfile = dockerfileOf(plan)
+  const dockerfile = await dockerfileOf(plan)
   const npmrc =
     packages === null ? undefined : await (await import("./npmrc.ts")).readNpmrc(options.env, contextDir)
   const built = {

@@ -124,10 +124,14 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
 const PREDEFINED_ARG = /^(?:(?:HTTPS?|FTP|NO|ALL)_PROXY|BUILDKIT_\w+|SOURCE_DATE_EPOCH)$/i
 
 /** Names of arguments that no ARG of the Dockerfile takes. */
-function unusedArgs(plan: ImagePlan, buildArgs: Readonly<Record<string, string>> = {}): string[] {
+async function unusedArgs(
+  plan: ImagePlan,
+  buildArgs: Readonly<Record<string, string>> = {},
+): Promise<string[]> {
   const others = Object.keys(buildArgs).filter((name) => !PREDEFINED_ARG.test(name))
   if (others.length === 0) return []
-  const lines = dockerfileOf(plan).matchAll(/^\s*ARG\s+(.*)$/gim)
+  const dockerfile = await dockerfileOf(plan)
+  const lines = dockerfile.matchAll(/^\s*ARG\s+(.*)$/gim)
   const taken = new Set(
     [...lines].flatMap(([, line = ""]) => line.split(/\s+/).map((word) => word.split("=")[0])),
   )
@@ -227,7 +231,7 @@ export async function* containerize(options: ContainerizeOptions): AsyncGenerato
   const planned = whyDockerfile(plan)
   if (asked === "assemble" && planned !== null) throw cannotAssemble(plan, planned)
   const how = assembling({ ...options, buildArgs })
-  for (const name of unusedArgs(plan, buildArgs)) {
+  for (const name of await unusedArgs(plan, buildArgs)) {
     yield { type: "warning", message: `nothing uses the build argument ${name}` }
   }
   signal?.throwIfAborted()

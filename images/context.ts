@@ -60,13 +60,16 @@ export interface BuildContext {
 }
 
 /** The Dockerfile of a plan; a template that cannot be rendered is a TEMPLATE_INVALID with its line. */
-export function dockerfileOf(plan: ImagePlan, part: DockerfilePart = "whole"): Dockerfile {
+export async function dockerfileOf(plan: ImagePlan, part: DockerfilePart = "whole"): Promise<Dockerfile> {
+  const { template, ...vars } = plan.dockerfile
   try {
-    return renderDockerfile(plan.dockerfile, part)
+    if (template === null) return renderDockerfile(vars, part)
+    const { renderUserDockerfile } = await import("../templates/user-template.ts")
+    return renderUserDockerfile({ ...vars, template }, part)
   } catch (error) {
     if (!(error instanceof TemplateError)) throw error
     const line = error.line === undefined ? "" : `:${error.line}`
-    const isTheirs = error.template === plan.dockerfile.template?.file
+    const isTheirs = error.template === template?.file
     const file = isTheirs ? error.template : `templates/${error.template}.hbs`
     throw new BentoError("TEMPLATE_INVALID", `${file}${line}: ${error.message}`, {
       cause: error,
@@ -76,7 +79,7 @@ export function dockerfileOf(plan: ImagePlan, part: DockerfilePart = "whole"): D
 
 /** All that the engine needs to carry out the Dockerfile; of a foundation, only what its steps need. */
 export async function createContext(plan: ImagePlan, part: DockerfilePart = "whole"): Promise<BuildContext> {
-  const dockerfile = dockerfileOf(plan, part)
+  const dockerfile = await dockerfileOf(plan, part)
   // What comes from another image is not sent.
   const layers = part === "whole" ? plan.layers.filter(({ image }) => image === undefined) : []
   const found = await readFiles([...plan.stepFiles, ...layers.flatMap(({ files }) => files)])

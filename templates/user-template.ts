@@ -3,9 +3,14 @@
  * syntax tree before it runs; that the result still does what an image needs, on the instructions that came out.
  */
 import Handlebars from "handlebars"
+import { compileTemplate, parseTemplate } from "./compile.ts"
+import { TemplateError } from "./helpers.ts"
+import { QuoteError } from "./quote.ts"
+import { ourTemplates, renderTemplates, templateVars } from "./render.ts"
+import type { Dockerfile, DockerfilePart, DockerfileVars } from "./render.ts"
 
 /** What a user's template extends: `{{#> bento_base_template}}…{{/bento_base_template}}`. */
-export const EXTENDED = "bento_base_template"
+const EXTENDED = "bento_base_template"
 
 /** BentoML's names of the blocks. */
 const BLOCKS = [
@@ -17,12 +22,39 @@ const BLOCKS = [
 ] as const
 type Block = (typeof BLOCKS)[number]
 
-export type Refuse = (line: number | undefined, message: string) => never
+type Refuse = (line: number | undefined, message: string) => never
+
+/** The Dockerfile of an image that has a template of its own. Throws TemplateError. */
+export function renderUserDockerfile(
+  { template: { file, text }, ...vars }: DockerfileVars & { readonly template: object },
+  part: DockerfilePart = "whole",
+): Dockerfile {
+  const refuse = (line: number | undefined, message: string): never => {
+    throw new TemplateError(file, line, message)
+  }
+  const blocks = checkUserTemplate(parseTemplate(file, text), refuse)
+  const ours = ourTemplates(vars)
+  const extended = ours.slice(-1).map((template) => ({ ...template, name: EXTENDED }))
+  const users = { name: file, compile: (env: typeof Handlebars) => compileTemplate(env, file, text) }
+  let dockerfile: Dockerfile
+  try {
+    const templates = [...ours, ...extended, users]
+    dockerfile = renderTemplates(Handlebars.create(), templates, templateVars(vars, part)) as Dockerfile
+  } catch (error) {
+    // A name that is not there is noticed by the template around; a value that cannot be quoted tells its own place.
+    if (!(error instanceof TemplateError) || error.cause instanceof QuoteError) throw error
+    throw new TemplateError(file, error.line, error.message, error)
+  }
+  const { runtime, models, source, metadata } = vars
+  const copied = [runtime, ...models, source, metadata].map(({ to }) => to)
+  checkNeeds(dockerfile, blocks, { env: vars.env, copied }, refuse)
+  return dockerfile
+}
 
 /** The blocks that a template overrides, with their lines. */
-export type Overridden = ReadonlyMap<Block, number>
+type Overridden = ReadonlyMap<Block, number>
 
-export function checkUserTemplate(tree: hbs.AST.Program, refuse: Refuse): Overridden {
+function checkUserTemplate(tree: hbs.AST.Program, refuse: Refuse): Overridden {
   const [extending, ...more] = meaningful(tree.body, refuse, "outside of the template that is extended")
   if (
     extending === undefined ||
@@ -122,13 +154,13 @@ function nameOf(partial: hbs.AST.PartialStatement | hbs.AST.Statement): string {
 }
 
 /** What the image needs, whoever wrote the blocks. */
-export interface Needs {
+interface Needs {
   readonly env: readonly { readonly name: string }[]
   /** The places that the files of the server, the models and the Bento are copied to. */
   readonly copied: readonly string[]
 }
 
-export function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse: Refuse): void {
+function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse: Refuse): void {
   const all = instructions(dockerfile)
   const last = all.slice(all.findLastIndex(({ name }) => name === "FROM"))
   const need = (block: Block, isMet: boolean, what: string): void => {

@@ -149,10 +149,6 @@ test("the npm package holds the command line, the server, templates and types, a
   ]) {
     assert.ok(files.includes(needed), `${needed} is missing`)
   }
-  assert.ok(
-    files.some((file) => /^dist\/cli\/.*\.hbs$/.test(file)),
-    "no template",
-  )
   assert.deepEqual(
     files.filter((file) => !/^dist\/|^(LICENSE|README\.md|CHANGELOG\.md|package\.json)$/.test(file)),
     [],

@@ -10,7 +10,7 @@ import path from "node:path"
 import { after, describe, test } from "node:test"
 import { bentofileJsonSchema, readBentofile } from "../../images/bentofile.ts"
 import type { Bentofile } from "../../images/bentofile.ts"
-import { dockerfileOf, readFiles } from "../../images/context.ts"
+import { readFiles } from "../../images/context.ts"
 import { imageNames, planImage } from "../../images/plan.ts"
 import type { ImagePlan } from "../../images/plan.ts"
 import { walkContext } from "../../images/walk.ts"
@@ -21,6 +21,7 @@ import { parseDockerfile, parsePair } from "./dockerfile.ts"
 import { CONTROLS, HOSTILE, LINES } from "./hostile.ts"
 import type { Hostile } from "./hostile.ts"
 import { bentoOf, planned, planOptions, temporaryFolder } from "./support.ts"
+import { renderDockerfile } from "../../templates/render.ts"
 
 const { folder, remove } = await temporaryFolder()
 after(remove)
@@ -40,7 +41,7 @@ interface Seen {
 
 function seen(bento: Bento): Seen {
   const plan = planImage(planOptions(bento, { models: [planned("iris", "v1", "/m")] }))
-  const instructions = parseDockerfile(dockerfileOf(plan))
+  const instructions = parseDockerfile(renderDockerfile({ ...plan.dockerfile, template: null }))
   const pairs = (name: string): Map<string, string> =>
     new Map(
       instructions

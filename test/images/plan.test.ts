@@ -68,14 +68,14 @@ describe("the Dockerfile of each decision equals its golden file", () => {
     assert.equal(text, readFileSync(file, "utf8"))
   }
   for (const [name, given] of Object.entries(decisions)) {
-    test(name, () => check(name, dockerfileOf(planImage(given))))
+    test(name, async () => check(name, await dockerfileOf(planImage(given))))
   }
   for (const name of ["everything", "packages", "system-packages"] as const) {
-    test(`the foundation of ${name}, which is how the whole begins`, () => {
+    test(`the foundation of ${name}, which is how the whole begins`, async () => {
       const plan = planImage(decisions[name] ?? assert.fail())
-      const foundation = dockerfileOf(plan, "foundation")
+      const foundation = await dockerfileOf(plan, "foundation")
       check(`${name}-foundation`, foundation)
-      assert.ok(dockerfileOf(plan).startsWith(foundation.trimEnd()))
+      assert.ok((await dockerfileOf(plan)).startsWith(foundation.trimEnd()))
     })
   }
 })
@@ -191,7 +191,7 @@ describe("a plan", () => {
     assert.equal(planImage(options(bento(), { models: [one, one] })).dockerfile.models.length, 1)
   })
 
-  test("keeps build-time values out of the Dockerfile, the image's bento.yaml and what is printed", () => {
+  test("keeps build-time values out of the Dockerfile, the image's bento.yaml and what is printed", async () => {
     const given = bento(
       { systemPackages: ["curl"] },
       { envs: [{ name: "TOKEN", value: "s3cr3t", stage: "build" }] },
@@ -202,7 +202,7 @@ describe("a plan", () => {
       to: "build-env/env",
       values: [{ name: "TOKEN", value: "s3cr3t" }],
     })
-    assert.doesNotMatch(dockerfileOf(plan) + JSON.stringify(printablePlan(plan)), /s3cr3t/)
+    assert.doesNotMatch((await dockerfileOf(plan)) + JSON.stringify(printablePlan(plan)), /s3cr3t/)
     assert.match(JSON.stringify(plan.layers), /name: TOKEN/)
   })
 
@@ -220,7 +220,7 @@ describe("a plan", () => {
     assert.equal(planImage(options(bento(), { setupScript: "ls $BENTO_PATH" })).dockerfile.setupScript, null)
   })
 
-  test("keeps credentials of registries in one file of the step, which is not printed", () => {
+  test("keeps credentials of registries in one file of the step, which is not printed", async () => {
     const given = bento({}, { node: { manager: "npm", version: "", settings: { registry: "https://r/" } } })
     const plan = planImage(options(given, { npmrc: "//r/:_authToken=s3cr3t\n" }))
     assert.ok(plan.runs)
@@ -229,7 +229,8 @@ describe("a plan", () => {
       credentials.map(({ kind, to }) => [kind, to]),
       [["credentials", "packages-step/npmrc"]],
     )
-    const shown = dockerfileOf(plan) + JSON.stringify([printablePlan(plan), plan.layers, plan.dockerfile])
+    const shown =
+      (await dockerfileOf(plan)) + JSON.stringify([printablePlan(plan), plan.layers, plan.dockerfile])
     assert.doesNotMatch(shown, /s3cr3t/)
     const settings = plan.stepFiles.find(({ to }) => to === "packages/.npmrc")
     assert.deepEqual(settings, { kind: "text", to: "packages/.npmrc", text: "registry=https://r/\n" })
@@ -293,7 +294,7 @@ describe("a plan", () => {
     assert.ok(!(`${oci}.source` in labelsOf(options(clean))))
   })
 
-  test("labels the image with its models' digests and signatures, and its OpenAPI document, as long as they are short", () => {
+  test("labels the image with its models' digests and signatures, and its OpenAPI document, as long as they are short", async () => {
     const one = planned("iris", "v1", "/m")
     const tensor = (name: string, elemType: number) => ({
       name,
@@ -339,7 +340,7 @@ describe("a plan", () => {
     })
     assert.deepEqual([long["bentoctl.models"], "bentoctl.openapi" in long], ['[{"tag":"iris:v1"}]', false])
     // The longest that there may be still is a line of a Dockerfile.
-    const longest = dockerfileOf(planImage({ ...given, openapi: { info: '"'.repeat(14_990) } }))
+    const longest = await dockerfileOf(planImage({ ...given, openapi: { info: '"'.repeat(14_990) } }))
     assert.ok(longest.includes('LABEL "bentoctl.openapi"'))
     for (const line of longest.split("\n")) assert.ok(Buffer.byteLength(line) < 65_536)
   })
@@ -370,20 +371,24 @@ describe("a plan", () => {
     }
   })
 
-  test("for any description and any legal label gives exactly that label", () => {
-    fc.assert(
-      fc.property(fc.string({ unit: "binary" }), fc.string({ unit: "grapheme" }), (description, value) => {
-        const given = bento({}, { description, labels: { note: value } })
-        let text: string
-        try {
-          text = dockerfileOf(planImage(options(given)))
-        } catch (error) {
-          assert.ok(error instanceof BentoError && error.code === "MANIFEST_INVALID", String(error))
-          return
-        }
-        const labels = parseDockerfile(text).filter(({ name }) => name === "LABEL")
-        assert.equal(new Map(labels.map((label) => parsePair(label.text))).get("note"), value)
-      }),
+  test("for any description and any legal label gives exactly that label", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.string({ unit: "binary" }),
+        fc.string({ unit: "grapheme" }),
+        async (description, value) => {
+          const given = bento({}, { description, labels: { note: value } })
+          let text: string
+          try {
+            text = await dockerfileOf(planImage(options(given)))
+          } catch (error) {
+            assert.ok(error instanceof BentoError && error.code === "MANIFEST_INVALID", String(error))
+            return
+          }
+          const labels = parseDockerfile(text).filter(({ name }) => name === "LABEL")
+          assert.equal(new Map(labels.map((label) => parsePair(label.text))).get("note"), value)
+        },
+      ),
       { numRuns: 200 },
     )
   })

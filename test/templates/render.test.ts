@@ -1,15 +1,23 @@
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
 import { describe, test } from "node:test"
+import { runInThisContext } from "node:vm"
 import fc from "fast-check"
-import { TemplateError, renderDockerfile, renderTemplates, shellAssignments } from "../../templates/render.ts"
-import type { DockerfileVars } from "../../templates/render.ts"
+import Handlebars from "handlebars"
+import { compileTemplate, precompileOurs, type OurTemplate } from "../../templates/compile.ts"
+import {
+  TemplateError,
+  renderDockerfile,
+  renderTemplates,
+  shellAssignments,
+  templateVars,
+} from "../../templates/render.ts"
+import type { OwnDockerfileVars } from "../../templates/render.ts"
 import { parseDockerfile, parsePair, shellWords } from "../images/dockerfile.ts"
 
-const PLAIN: DockerfileVars = {
+const PLAIN: OwnDockerfileVars = {
   baseImage: "node:24-bookworm-slim",
   cuda: null,
-  template: null,
   env: [],
   packageManager: "apt",
   systemPackages: [],
@@ -80,7 +88,7 @@ describe("a rendered Dockerfile", () => {
     })
     fc.assert(
       fc.property(vars, (random) => {
-        const given: DockerfileVars = {
+        const given: OwnDockerfileVars = {
           ...PLAIN,
           ...random,
           config: { ...PLAIN.config, env: random.runtimeEnv, labels: random.labels },
@@ -150,7 +158,7 @@ describe("a rendered Dockerfile", () => {
 
   for (const broken of ["a\nRUN x", "a\rb", "\0", "\u001b[0m", "\ud800", "x".repeat(70_000)]) {
     test(`refuses the value ${JSON.stringify(broken.slice(0, 12))} wherever it stands, with the template's line`, () => {
-      const places: Partial<DockerfileVars>[] = [
+      const places: Partial<OwnDockerfileVars>[] = [
         { env: [{ name: "A", value: broken }] },
         { env: [{ name: broken, value: "" }] },
         { config: { ...PLAIN.config, env: [{ name: "A", value: broken }] } },
@@ -173,7 +181,7 @@ describe("a rendered Dockerfile", () => {
   }
 
   test("has no syntax that needs a newer engine", () => {
-    const all: DockerfileVars = {
+    const all: OwnDockerfileVars = {
       ...PLAIN,
       cuda: { nodeImage: "a", onnxruntimeVersion: "1" },
       setupScript: "first",
@@ -184,11 +192,36 @@ describe("a rendered Dockerfile", () => {
   })
 })
 
+test("our templates give the same when they were compiled before, as in the bundle", () => {
+  for (const name of ["cpu", "cuda", "ubi9"] as const) {
+    const specification = (each: OurTemplate) =>
+      runInThisContext(`(${precompileOurs(each)})`) as TemplateSpecification
+    const compiled = (["base", name] as const).map((each) => {
+      const compile = (handlebars: typeof Handlebars) => handlebars.template(specification(each))
+      return { name: each, compile }
+    })
+    const vars: OwnDockerfileVars = {
+      ...PLAIN,
+      cuda: name === "cuda" ? { nodeImage: "node:24", onnxruntimeVersion: "1.30.0" } : null,
+      packageManager: name === "ubi9" ? "microdnf" : "apt",
+      systemPackages: ["a"],
+      env: [{ name: "A", value: "b c" }],
+    }
+    const rendered = renderTemplates(Handlebars.create(), compiled, templateVars(vars, "whole"))
+    assert.equal(rendered, renderDockerfile(vars))
+    assert.match(rendered, /^ENV A="b c"$/m)
+  }
+})
+
 describe("a template", () => {
   const render =
     (template: string, vars: object = {}) =>
     () =>
-      renderTemplates([{ name: "mine", text: template }], vars)
+      renderTemplates(
+        Handlebars.create(),
+        [{ name: "mine", compile: (handlebars) => compileTemplate(handlebars, "mine", template) }],
+        vars,
+      )
   const fails = (message: RegExp, line: number) => (error: unknown) =>
     error instanceof TemplateError &&
     error.template === "mine" &&

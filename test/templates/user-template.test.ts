@@ -7,7 +7,7 @@ import { bentoOf, planOptions } from "../images/support.ts"
 
 const plan = (text: string, docker: Parameters<typeof bentoOf>[0] = {}) =>
   planImage(planOptions(bentoOf({ ...docker, dockerfileTemplate: "my.hbs" }), { dockerfileTemplate: text }))
-const render = (text: string, docker: Parameters<typeof bentoOf>[0] = {}): string =>
+const render = (text: string, docker: Parameters<typeof bentoOf>[0] = {}): Promise<string> =>
   dockerfileOf(plan(text, docker))
 const extend = (...blocks: string[]): string =>
   `{{#> bento_base_template}}\n${blocks.join("\n")}\n{{/bento_base_template}}\n`
@@ -16,20 +16,20 @@ const block = (name: string, body: string): string =>
 const PARENT = "{{> @partial-block}}"
 
 describe("docker.dockerfile_template", () => {
-  test("without a block gives our own Dockerfile, by the engine alone", () => {
-    assert.equal(render(extend()), dockerfileOf(planImage(planOptions(bentoOf()))))
+  test("without a block gives our own Dockerfile, by the engine alone", async () => {
+    assert.equal(await render(extend()), await dockerfileOf(planImage(planOptions(bentoOf()))))
     assert.equal(plan(extend()).builder, "dockerfile")
     assert.equal(planImage(planOptions(bentoOf())).builder, "auto")
   })
 
   for (const docker of [{}, { cudaVersion: "12.8.1" }, { distro: "ubi9" as const, systemPackages: ["a"] }]) {
-    test(`adds to each block around our own body, with ${JSON.stringify(docker)}`, () => {
+    test(`adds to each block around our own body, with ${JSON.stringify(docker)}`, async () => {
       const names = ["BASE_IMAGE", "ENVARS", "COMPONENTS", "USER", "ENTRYPOINT"]
-      const text = render(
+      const text = await render(
         extend(...names.map((name) => block(name, `${PARENT}\nLABEL "${name}"="1"`))),
         docker,
       )
-      const own = dockerfileOf(planImage(planOptions(bentoOf(docker))))
+      const own = await dockerfileOf(planImage(planOptions(bentoOf(docker))))
       assert.equal(
         text.replace(/LABEL "[A-Z_]+"="1"\n/g, "").replace(/\s+/g, "\n"),
         own.replace(/\s+/g, "\n"),
@@ -41,8 +41,8 @@ describe("docker.dockerfile_template", () => {
     })
   }
 
-  test("prints values through the quoting helpers", () => {
-    const text = render(
+  test("prints values through the quoting helpers", async () => {
+    const text = await render(
       extend(
         block("ENTRYPOINT", "ENTRYPOINT {{json config.entrypoint}}\nLABEL {{word 'a'}}={{word baseImage}}"),
       ),
@@ -123,15 +123,12 @@ describe("docker.dockerfile_template", () => {
     ],
   ]
   for (const [what, text, message] of refused) {
-    test(`${what} is refused, with its line`, () => {
-      assert.throws(
-        () => render(text),
-        (error) => {
-          assert.ok(error instanceof BentoError && error.code === "TEMPLATE_INVALID", String(error))
-          assert.match(error.message, message)
-          return true
-        },
-      )
+    test(`${what} is refused, with its line`, async () => {
+      await assert.rejects(render(text), (error) => {
+        assert.ok(error instanceof BentoError && error.code === "TEMPLATE_INVALID", String(error))
+        assert.match(error.message, message)
+        return true
+      })
     })
   }
 })
