@@ -49,8 +49,9 @@ export const COMMANDS: readonly CommandType[] = [
   ImageDiffCommand,
 ]
 
-export function createCli(): Cli<Context> {
-  return Cli.from<Context>([...COMMANDS], { binaryName: "bentoctl" })
+/** With less to choose from, it is made sooner. */
+export function createCli(commands: readonly CommandType[] = COMMANDS): Cli<Context> {
+  return Cli.from<Context>([...commands], { binaryName: "bentoctl" })
 }
 
 /** Every command with its options, in the order of the overview. */
@@ -59,7 +60,6 @@ export function explainAll(cli: Cli<Context> = createCli()): Explained[] {
 }
 
 export async function runApp(argv: readonly string[], context: Context): Promise<number> {
-  const cli = createCli()
   let style: ErrorStyle = {
     json: asksForJson(argv),
     debug: argv.includes("--debug") || argv.includes("--verbose"),
@@ -72,7 +72,7 @@ export async function runApp(argv: readonly string[], context: Context): Promise
       return 0
     }
     style = { ...style, command: asked.command.paths[0]?.join(" ") }
-    const command = parse(cli, asked.command, asked.argv, context)
+    const command = parse(asked.command, asked.argv, context)
     style = { ...style, debug: command.debug }
     running = command
     return (await command.execute()) ?? 0
@@ -98,7 +98,7 @@ function interpret(argv: readonly string[]): Asked {
   if (command !== undefined && wantsHelp) {
     return {
       type: "text",
-      text: (context) => commandHelp(explain(createCli(), command), width(context), style(context)),
+      text: (context) => commandHelp(explain(createCli([command]), command), width(context), style(context)),
     }
   }
   if (command !== undefined) return { type: "run", command, argv: given }
@@ -155,7 +155,8 @@ function unknownCommand(words: readonly string[]): Error {
 }
 
 /** Makes the command object, or throws an error that says what is wrong with the arguments. */
-function parse(cli: Cli<Context>, type: CommandType, argv: readonly string[], context: Context): BaseCommand {
+function parse(type: CommandType, argv: readonly string[], context: Context): BaseCommand {
+  const cli = createCli([type])
   try {
     // The cast: clipanion gives back an instance of one of the registered classes, and all of ours are BaseCommands.
     const command = cli.process([...argv], context) as BaseCommand

@@ -101,7 +101,7 @@ export class BuildCommand extends ImageCommand {
     const { context } = this
     // Before all that reads the project is loaded: on another CPU it starts meanwhile.
     const { startDescriber } = await import("../images/describe.ts")
-    const describer = startDescriber(context)
+    const describer = context.describer ?? startDescriber(context)
     try {
       return await this.#buildWith(describer, labels)
     } finally {

@@ -1,6 +1,7 @@
 /** What a command may know of the world. `main.ts` makes the real one; tests make theirs on PassThrough streams. */
 import path from "node:path"
 import type { BaseContext } from "clipanion"
+import type { Describer } from "../images/describe.ts"
 import { BentoError } from "../store/errors.ts"
 
 export interface Context extends BaseContext {
@@ -25,6 +26,8 @@ export interface Context extends BaseContext {
   readonly runtimeDir: string
   /** The Node that runs us, and is to run the server. */
   readonly nodePath: string
+  /** For the first service that is described. Whoever made the context stops it. */
+  readonly describer?: Describer | undefined
   /** How long loading a service may take. */
   readonly describeTimeoutMs: number
   readonly version: string

@@ -10,6 +10,7 @@ import { existsSync, readFileSync } from "node:fs"
 import module from "node:module"
 import { homedir } from "node:os"
 import path from "node:path"
+import type { Describer } from "../images/describe.ts"
 import type { Context, Interruption } from "./context.ts"
 
 /** Time that a command has for tidying up after Ctrl-C. */
@@ -29,16 +30,34 @@ if (Number(process.versions.node.split(".")[0]) >= 24) {
 async function main(): Promise<void> {
   module.enableCompileCache()
   endOnClosedPipe()
-  const [{ runApp }, { reportError }] = await Promise.all([import("./app.ts"), import("./failure.ts")])
+  const argv = process.argv.slice(2)
   const context = await makeContext()
+  const describer = await describerFor(argv, context)
+  const [{ runApp }, { reportError }] = await Promise.all([import("./app.ts"), import("./failure.ts")])
   // A promise or an event of ours that nobody looks after is a defect, and reported as one.
   process.on("uncaughtException", (error) =>
     process.exit(reportError(error, context, { json: false, debug: true })),
   )
-  const exitCode = await runApp(process.argv.slice(2), context)
+  const exitCode = await runApp(argv, { ...context, describer })
+  describer?.stop()
   await Promise.all([flushed(process.stdout), flushed(process.stderr)])
   // Sockets that a client library keeps alive would hold the process; there is nothing left to wait for.
   process.exit(exitCode)
+}
+
+/**
+ * What a build waits for longest is the process that describes its service, and that process waits longest for itself:
+ * it starts on another CPU while the command line is still being loaded.
+ */
+async function describerFor(argv: readonly string[], context: Context): Promise<Describer | undefined> {
+  if (argv[0] !== "build" || argv.includes("--help") || argv.includes("-h")) return undefined
+  const { startDescriber } = await import("../images/describe.ts")
+  try {
+    return startDescriber(context)
+  } catch {
+    // The command tries again, and tells.
+    return undefined
+  }
 }
 
 async function makeContext(): Promise<Context> {

@@ -68,21 +68,28 @@ export const BENTO_LABEL = "bentoctl.bento"
 /** Makes the image of a plan and gives it its names. Ends with its id. */
 export async function* assemble(plan: ImagePlan, options: Assembling): AsyncGenerator<BuildEvent, string> {
   const foundation = yield* ensureFoundation(plan, options)
-  const { folders, history } = await factsOf(foundation, plan, options)
-  const layers = await Promise.all(plan.layers.map((layer) => readLayer(layer, folders)))
-  const base: Base = { ...foundation, config: withoutFoundationLabel(foundation.config), history }
-  const { dockerfile, createdAt } = plan
-  const config = containerConfig(base.config, dockerfile.env, dockerfile.config)
-  const imageId = yield* loadImage(
-    {
-      layers,
-      base: foundation,
-      platform: plan.platform,
-      replaced: plan.tags,
-      describe: (written) => imageConfig(base, { createdAt, config, layers: written }),
-    },
-    options,
-  )
+  const begun = beginLoad(options)
+  let imageId: string
+  try {
+    const { folders, history } = await factsOf(foundation, plan, options)
+    const layers = await Promise.all(plan.layers.map((layer) => readLayer(layer, folders)))
+    const base: Base = { ...foundation, config: withoutFoundationLabel(foundation.config), history }
+    const { dockerfile, createdAt } = plan
+    const config = containerConfig(base.config, dockerfile.env, dockerfile.config)
+    imageId = yield* loadImage(
+      {
+        layers,
+        base: foundation,
+        platform: plan.platform,
+        replaced: plan.tags,
+        describe: (written) => imageConfig(base, { createdAt, config, layers: written }),
+      },
+      options,
+      begun,
+    )
+  } finally {
+    begun.end()
+  }
   // Last of all: whatever breaks before leaves an image that no name leads to.
   options.signal?.throwIfAborted()
   await tagImage(imageId, plan.tags, options)
@@ -272,8 +279,48 @@ export interface Loading {
   readonly describe: (written: readonly WrittenLayer[]) => ImageConfig
 }
 
+/** A load whose archive begins before it is known what is in it. */
+interface BegunLoad {
+  /** Sends the rest; once. */
+  readonly send: (entries: AsyncIterable<TarEntry>) => ReturnType<ImageEngine["load"]>
+  /** Breaks it off, unless it has ended. */
+  readonly end: () => void
+}
+
+/**
+ * The engine starts a program of its own to read an archive, which takes it 50 ms; so it is asked to as soon as it is
+ * likely that there will be one.
+ */
+function beginLoad({ engine, signal }: Assembling): BegunLoad {
+  const leave = new AbortController()
+  const either = signal === undefined ? leave.signal : AbortSignal.any([signal, leave.signal])
+  const rest = Promise.withResolvers<AsyncIterable<TarEntry>>()
+  rest.promise.catch(() => {}) // told by `progress`, if that is awaited
+  async function* entries(): AsyncGenerator<TarEntry> {
+    yield { header: { type: "directory", name: LAYERS_FOLDER, mode: 0o755, uid: 0, gid: 0 } }
+    yield* await rest.promise
+  }
+  const progress = engine.load(tarStream(entries()), { signal: either })
+  const first = progress.next()
+  first.catch(() => {}) // told by `send`, if that is called
+  return {
+    async *send(given) {
+      rest.resolve(given)
+      for (let next = await first; next.done !== true; next = await progress.next()) yield next.value
+    },
+    end: () => {
+      leave.abort()
+      rest.reject(leave.signal.reason)
+    },
+  }
+}
+
 /** Hands the image to the engine, without a name. Ends with its id. */
-export async function* loadImage(job: Loading, options: Assembling): AsyncGenerator<BuildEvent, string> {
+export async function* loadImage(
+  job: Loading,
+  options: Assembling,
+  begun?: BegunLoad,
+): AsyncGenerator<BuildEvent, string> {
   const below = yield* layersBelow(job, options)
   const known = await knownDigests(job.layers, options)
   const present = await presentLayers(job, below, known, options)
@@ -287,7 +334,7 @@ export async function* loadImage(job: Loading, options: Assembling): AsyncGenera
   }
   try {
     yield* cachedSteps(job.layers.slice(0, present))
-    return yield* send(job, below, known, present, options)
+    return yield* send(job, below, known, present, options, begun)
   } catch (error) {
     if (!(error instanceof LoadRefused)) throw error
     if (present === 0) throw new CannotAssemble(error.message, { cause: error })
@@ -468,12 +515,11 @@ async function* send(
   known: readonly (string | null)[],
   present: number,
   options: Assembling,
+  begun: BegunLoad = beginLoad(options),
 ): AsyncGenerator<BuildEvent, string> {
-  const { engine, cache, signal, clock } = options
+  const { cache, clock } = options
   const { layers } = job
   const events = new Channel<BuildEvent>()
-  const leave = new AbortController()
-  const either = signal === undefined ? leave.signal : AbortSignal.any([signal, leave.signal])
   let end: ArchiveEnd | undefined
   let sentMs = 0
   const loadStep = { type: "step", step: "load", name: "load into the engine" } as const
@@ -505,9 +551,8 @@ async function* send(
     sentMs = clock()
     events.push({ ...loadStep, state: "started" })
   }
-  const archive = tarStream(archiveEntries())
   const load = async (): Promise<void> => {
-    for await (const { current, total } of engine.load(archive, { signal: either })) {
+    for await (const { current, total } of begun.send(archiveEntries())) {
       events.push({ type: "progress", step: loadStep.step, name: loadStep.name, current, total })
     }
     events.push({ ...loadStep, state: "done", durationMs: clock() - sentMs })
@@ -520,7 +565,7 @@ async function* send(
     yield* events
   } finally {
     // Whoever reads the events may have left.
-    if (!events.ended) leave.abort()
+    if (!events.ended) begun.end()
     await loaded
   }
   if (end === undefined) throw new Error("an archive is sent to its end")
@@ -528,8 +573,10 @@ async function* send(
   return end.id
 }
 
+const LAYERS_FOLDER = "layers"
+
 function layerFile(index: number): string {
-  return `layers/${index}.tar`
+  return `${LAYERS_FOLDER}/${index}.tar`
 }
 
 /** Passes chunks on, and tells of each, with how many bytes came so far. */

@@ -53,7 +53,7 @@ export async function tarBytes(headers: Iterable<TarHeader>): Promise<number> {
   let bytes = END.length
   for (const header of headers) {
     const size = sizeOf(header)
-    bytes += (await headOf(header)).length + size + paddingOf(size)
+    bytes += (isPlain(header) ? BLOCK : (await headOf(header)).length) + size + paddingOf(size)
   }
   return bytes
 }
@@ -64,6 +64,12 @@ function sizeOf(header: TarHeader): number {
 
 function paddingOf(size: number): number {
   return (BLOCK - (size % BLOCK)) % BLOCK
+}
+
+/** Whether its head certainly is one block, which tells its length without making it. */
+function isPlain(header: TarHeader): boolean {
+  const names = header.type === "symlink" ? [header.name, header.linkname] : [header.name]
+  return sizeOf(header) < 8 ** 11 && names.every((name) => /^[ -~]{1,99}$/.test(name))
 }
 
 /** The blocks before a body: one, or three where a name does not fit into it. */

@@ -72,20 +72,25 @@ export async function readModels(spec: ServeSpec): Promise<SpecModel[]> {
   const short = (model: ServeModel): string => model.alias ?? parseTag(model.tag).name
   return Promise.all(
     spec.models.map(async (model) => {
-      const file = path.join(model.dir, MODEL_YAML)
-      const text = await readText(file, "MODEL_NOT_FOUND", `model ${model.tag} is not in ${model.dir}`)
       const unique = spec.models.filter((other) => short(other) === short(model)).length === 1
       return {
         name: unique ? short(model) : model.tag,
         spec: model,
-        model: await readManifest<Model>(spec.preparedDir, text, async () => {
-          const { parseModelYaml } = await import("../store/model.ts")
-          return parseModelYaml(text, file)
-        }),
+        model: await readModel(model, spec.preparedDir),
         dir: model.dir,
       }
     }),
   )
+}
+
+async function readModel({ tag, dir, manifest }: ServeModel, preparedDir: string | undefined): Promise<Model> {
+  if (manifest !== undefined) return JSON.parse(manifest) as Model // written by our own command line
+  const file = path.join(dir, MODEL_YAML)
+  const text = await readText(file, "MODEL_NOT_FOUND", `model ${tag} is not in ${dir}`)
+  return readManifest<Model>(preparedDir, text, async () => {
+    const { parseModelYaml } = await import("../store/model.ts")
+    return parseModelYaml(text, file)
+  })
 }
 
 /** What is to be served, with what its definition says of itself. */

@@ -144,10 +144,7 @@ async function describeMode(flags: Flags): Promise<void> {
   process.stdout.write = process.stderr.write.bind(process.stderr)
   const { describe } = await import("./describe.ts")
   // Who asks for a description may not know yet of what: what it will need is loaded before the spec is waited for.
-  if (flags.spec === "-") {
-    await import("../store/model.ts")
-    loadTypeStripper()
-  }
+  if (flags.spec === "-") loadTypeStripper()
   const spec = await readSpec(flags)
   process.chdir(spec.srcDir)
   const imports = watchImports(spec.srcDir)

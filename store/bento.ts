@@ -82,6 +82,8 @@ export interface ServeModel {
   readonly tag: string
   readonly alias?: string
   readonly dir: string
+  /** The `Model` as JSON, from who has just read it; without one its manifest is read. */
+  readonly manifest?: string
 }
 
 /** All that a server needs: made from a bentofile and a store by `bentoctl serve`, from `bento.yaml` in an image. */
@@ -188,6 +190,14 @@ export interface Bento {
  * is empty in a Bento by Python's BentoML. Throws MANIFEST_INVALID with every problem and its line.
  */
 export function parseBentoYaml(text: string, path: string): Bento {
+  if (lastParsed?.text !== text) lastParsed = { text, bento: parse(text, path) }
+  return lastParsed.bento
+}
+
+/** A build reads what it has written: from the draft, in its place, and for the image. */
+let lastParsed: { readonly text: string; readonly bento: Bento } | undefined
+
+function parse(text: string, path: string): Bento {
   const fields = Fields.read(text, path)
   const ours = fields.map("bentoctl")
   const bento: Bento = {
