@@ -152,8 +152,7 @@ function causeOf(createdBy: string): Pick<LayerReport, "cause" | "name"> {
   const [, model, version] = /^\/home\/bentoml\/bento\/models\/([^/]+)\/([^/]+)\/$/.exec(target) ?? []
   if (model !== undefined) return { cause: "model", name: `model ${model}:${version}` }
   if (target.startsWith(`${RUNTIME_PATH}/`)) return { cause: "runtime", name: name ?? "runtime" }
-  if (target === `${BENTO_PATH}/src/`) return { cause: "source", name: "source" }
-  if (target === `${BENTO_PATH}/`) return { cause: "metadata", name: "metadata" }
+  if (target === `${BENTO_PATH}/`) return { cause: "bento", name: "source and metadata" }
   if (target.endsWith("/node_modules/")) return { cause: "packages", name: "npm packages" }
   return { cause: "step", name: oneLine(createdBy) }
 }
@@ -207,7 +206,7 @@ export async function diffImages(
       .map(({ digest, name }) => digest ?? name)
       .join(" ")
   const sources = await Promise.all(
-    of(before, "source") === of(after, "source")
+    of(before, "bento") === of(after, "bento")
       ? []
       : [before, after].map((report) => sourceFiles(report, engine, signal)),
   )

@@ -36,8 +36,7 @@ export interface DockerfileVars {
   // What only adds files, one layer each.
   readonly runtime: CopiedFolder
   readonly models: readonly CopiedFolder[]
-  readonly source: CopiedFolder
-  readonly metadata: CopiedFolder
+  readonly bento: CopiedFolder
   readonly config: ContainerConfig
 }
 

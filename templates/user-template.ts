@@ -45,8 +45,8 @@ export function renderUserDockerfile(
     if (!(error instanceof TemplateError) || error.cause instanceof QuoteError) throw error
     throw new TemplateError(file, error.line, error.message, error)
   }
-  const { runtime, models, source, metadata } = vars
-  const copied = [runtime, ...models, source, metadata].map(({ to }) => to)
+  const { runtime, models, bento } = vars
+  const copied = [runtime, ...models, bento].map(({ to }) => to)
   checkNeeds(dockerfile, blocks, { env: vars.env, copied }, refuse)
   return dockerfile
 }
@@ -176,7 +176,8 @@ function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse
   for (const { name } of needs.env) need("SETUP_BENTO_ENVARS", set.has(name), `does not set ${name}`)
   const copies = last.filter(({ name }) => name === "COPY" || name === "ADD")
   for (const place of needs.copied) {
-    const isCopied = copies.some(({ text }) => text.includes(place))
+    // A model lies below the Bento's folder, and copying it is not copying the Bento.
+    const isCopied = copies.some(({ text }) => text.split(/["\s]+/).some((to) => `${to.replace(/\/$/, "")}/` === place))
     need("SETUP_BENTO_COMPONENTS", isCopied, `copies nothing to ${place}`)
   }
   const user = last.findLast(({ name }) => name === "USER")?.text ?? ""

@@ -303,7 +303,6 @@ describe("an assembled image", { skip: unavailable }, () => {
       "model cached",
       "model cached",
       "source done",
-      "metadata done",
     ])
   })
 
@@ -314,7 +313,7 @@ describe("an assembled image", { skip: unavailable }, () => {
 
   test("shows in its history what each layer is", async () => {
     const lines = (await docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", first.id)).split("\n")
-    for (const cause of ["runtime", "model iris_sklearn", "source", "metadata"]) {
+    for (const cause of ["runtime", "model iris_sklearn", "source and metadata"]) {
       assert.ok(
         lines.some((line) => line.startsWith(`bentoctl: ${cause}`)),
         cause,

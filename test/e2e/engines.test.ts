@@ -188,7 +188,7 @@ describe("an image", { skip: unavailable }, () => {
     })
     assert.match(
       another.stderr,
-      /^builder: assemble$[^]*layer runtime[^]*CACHED[^]*layer source\n#\d+ CACHED/m,
+      /^builder: assemble$[^]*layer runtime[^]*CACHED[^]*layer source and metadata\n#\d+ CACHED/m,
     )
     const built = await make(far, [...offline, "--builder", "dockerfile"])
     assert.equal(await theirs("image", "inspect", "-f", "{{.Id}}", `${NAME}:1`), built)

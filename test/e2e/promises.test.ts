@@ -272,7 +272,7 @@ describe("bentoctl image", () => {
     const layers = await layersOf(image)
     assert.deepEqual(await layersOf(`${NAME}:dockerfile`), layers)
     const causes = layers.map(([cause]) => cause).filter((cause) => cause !== "base")
-    assert.deepEqual(causes, ["runtime", "model", "source", "metadata"])
+    assert.deepEqual(causes, ["runtime", "model", "bento"])
     assert.match(
       await ok("image", "inspect", image),
       /run\(X: float32\[\?, 4\]\) → output_label: int64\[\?\]/,
@@ -295,7 +295,7 @@ describe("bentoctl image", () => {
     assert.deepEqual(diff.models, [])
     assert.deepEqual(
       diff.layers.filter(({ fetched }) => fetched).map(({ cause }) => cause),
-      ["source", "metadata"],
+      ["bento"],
     )
     assert.ok(diff.fetch_bytes < 100_000, String(diff.fetch_bytes))
     assert.match(await ok("image", "diff", image, `${NAME}:next`), /KiB to fetch/)

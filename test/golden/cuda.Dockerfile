@@ -26,7 +26,6 @@ COPY --from=onnxruntime-cuda \
     "/opt/bentoctl/node_modules/onnxruntime-node/bin/napi-v6/linux/x64/"]
 COPY ["runtime/", "/opt/bentoctl/"]
 COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
-COPY ["src/", "/home/bentoml/bento/src/"]
 COPY ["bento/", "/home/bentoml/bento/"]
 
 WORKDIR /home/bentoml/bento

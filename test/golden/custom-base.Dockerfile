@@ -10,7 +10,6 @@ ENV ORT_DISABLE_TELEMETRY="1"
 
 COPY ["runtime/", "/opt/bentoctl/"]
 COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
-COPY ["src/", "/home/bentoml/bento/src/"]
 COPY ["bento/", "/home/bentoml/bento/"]
 
 WORKDIR /home/bentoml/bento

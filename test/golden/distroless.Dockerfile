@@ -11,7 +11,6 @@ ENV A="1"
 
 COPY ["runtime/", "/opt/bentoctl/"]
 COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
-COPY ["src/", "/home/bentoml/bento/src/"]
 COPY ["bento/", "/home/bentoml/bento/"]
 
 WORKDIR /home/bentoml/bento

@@ -13,7 +13,6 @@ ENV ALWAYS="1"
 
 COPY ["runtime/", "/opt/bentoctl/"]
 COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
-COPY ["src/", "/home/bentoml/bento/src/"]
 COPY ["bento/", "/home/bentoml/bento/"]
 
 ENV SERVING="a b"

@@ -21,7 +21,6 @@ COPY --from=packages ["/home/bentoml/node_modules/", "/home/bentoml/node_modules
 
 COPY ["runtime/", "/opt/bentoctl/"]
 COPY ["models/iris/v1/", "/home/bentoml/bento/models/iris/v1/"]
-COPY ["src/", "/home/bentoml/bento/src/"]
 COPY ["bento/", "/home/bentoml/bento/"]
 
 WORKDIR /home/bentoml/bento

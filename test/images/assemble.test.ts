@@ -42,7 +42,7 @@ async function world(): Promise<World> {
   const dir = fresh()
   await writeFiles(dir, {
     "runtime/serve.js": "serve",
-    "src/service.ts": "1",
+    "bento/src/service.ts": "1",
     "bento/README.md": "x",
     "bento/apis/o.json": "{}",
   })
@@ -62,7 +62,7 @@ function planOf({ dir }: World, options: Parameters<typeof bentoOf> = [], models
   const bento = bentoOf(...options)
   const given = { ...bento, models: listed.map(({ model }) => ({ ...model, alias: undefined })) }
   const plan = planImage(planOptions(given as never, { baseImage: BASE, models: listed }))
-  const folders = { runtime: "runtime", source: "src", metadata: "bento", model: "model" }
+  const folders = { runtime: "runtime", bento: "bento", model: "model" }
   const layers = plan.layers.map((layer): LayerPlan => {
     const to = layer.from.replace(/\/$/, "")
     return { ...layer, files: [{ kind: "tree", from: path.join(dir, folders[layer.cause]), to }] }
@@ -100,12 +100,11 @@ describe("assembling an image", () => {
   test("sends all layers the first time, and names the image after the digest of its config", async () => {
     const given = await world()
     const { id, sent, events } = await run(given, planOf(given))
-    assert.deepEqual(sent, ["layers/0.tar", "layers/1.tar", "layers/2.tar", "layers/3.tar"])
+    assert.deepEqual(sent, ["layers/0.tar", "layers/1.tar", "layers/2.tar"])
     assert.deepEqual(states(events), [
       "runtime done",
       "model done",
       "source done",
-      "metadata done",
       "into done",
     ])
     assert.equal(given.engine.tags.get("iris_classifier:latest"), id)
@@ -118,8 +117,7 @@ describe("assembling an image", () => {
         "base",
         "bentoctl: runtime (ONNX Runtime 1.30.0, linux/amd64)",
         "bentoctl: model iris:v1",
-        "bentoctl: source",
-        "bentoctl: metadata",
+        "bentoctl: source and metadata",
         "container config",
       ],
     )
@@ -128,10 +126,10 @@ describe("assembling an image", () => {
   test("sends nothing but the changed layer and those above it, and reads no model for that", async () => {
     const given = await world()
     await run(given, planOf(given))
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     const readAt = (await stat(path.join(given.dir, "model/m.onnx"))).atimeMs
     const { sent, events } = await run(given, planOf(given))
-    assert.deepEqual(sent, ["layers/2.tar", "layers/3.tar"])
+    assert.deepEqual(sent, ["layers/2.tar"])
     assert.deepEqual(states(events).slice(0, 2), ["runtime cached", "model cached"])
     assert.equal((await stat(path.join(given.dir, "model/m.onnx"))).atimeMs, readAt)
   })
@@ -163,7 +161,7 @@ describe("assembling an image", () => {
     const plan = planOf(given)
     // A reader that would be asked twice would find another file the second time.
     const { sent, events } = await run(given, plan)
-    assert.deepEqual(sent, ["layers/1.tar", "layers/2.tar", "layers/3.tar"])
+    assert.deepEqual(sent, ["layers/1.tar", "layers/2.tar"])
     assert.equal(states(events)[1], "model done")
   })
 
@@ -171,7 +169,7 @@ describe("assembling an image", () => {
     const given = await world()
     const first = await run(given, planOf(given))
     const copy = fresh()
-    for (const name of ["src", "model", "bento", "runtime"]) {
+    for (const name of ["model", "bento", "runtime"]) {
       await cp(path.join(given.dir, name), path.join(copy, name), { recursive: true })
     }
     for (const entry of (await readdir(copy, { recursive: true, withFileTypes: true })).toReversed()) {
@@ -252,9 +250,9 @@ describe("an engine that keeps its images as blobs", () => {
       layers.slice(1).map(({ digest }) => digest),
       engine.find(first.id)?.rootfs.diff_ids.slice(1),
     )
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     const { sent } = await run(given, planOf(given))
-    assert.deepEqual(sent, ["layers/2.tar", "layers/3.tar"])
+    assert.deepEqual(sent, ["layers/2.tar"])
     assert.deepEqual(engine.asked, [baseId])
     assert.deepEqual((await run(given, planOf(given))).sent, [], "the image is there")
   })
@@ -267,19 +265,19 @@ describe("an engine that keeps its images as blobs", () => {
   test("is sent a layer again if the image that has it came from elsewhere: there it may be another blob", async () => {
     const given = await blobWorld()
     await run(given, planOf(given))
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
-    assert.equal((await run({ ...given, home: fresh() }, planOf(given))).sent.length, 4)
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
+    assert.equal((await run({ ...given, home: fresh() }, planOf(given))).sent.length, 3)
   })
 
   test("and lost one gets all of them once", async () => {
     const given = await blobWorld()
     const { engine, baseId } = given
     await run(given, planOf(given))
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     for (const digest of engine.blobs) {
       if (digest !== engine.manifests.get(baseId)?.[0]?.digest) engine.blobs.delete(digest)
     }
-    assert.equal((await run(given, planOf(given))).sent.length, 2 + 4)
+    assert.equal((await run(given, planOf(given))).sent.length, 1 + 3)
   })
 
   for (const [what, change] of [
@@ -310,17 +308,10 @@ describe("an engine that is not what it seems", () => {
   test("gets all layers once when it lacks one that an image of it is made of", async () => {
     const given = await world()
     await run(given, planOf(given))
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     for (const chain of given.engine.chains.keys()) if (chain.includes(" ")) given.engine.chains.delete(chain)
     const { sent } = await run(given, planOf(given))
-    assert.deepEqual(sent, [
-      "layers/2.tar",
-      "layers/3.tar",
-      "layers/0.tar",
-      "layers/1.tar",
-      "layers/2.tar",
-      "layers/3.tar",
-    ])
+    assert.deepEqual(sent, ["layers/2.tar", "layers/0.tar", "layers/1.tar", "layers/2.tar"])
   })
 
   test("and lacks the base's own layers cannot be assembled for", async () => {
@@ -342,7 +333,7 @@ describe("what is remembered", () => {
     return (await readdir(dir)).map((name) => path.join(dir, name))
   }
   const rightId = async (given: World): Promise<void> => {
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     const { id } = await run(given, planOf(given))
     const blank = { ...given, home: fresh(), engine: new MemoryEngine() }
     blank.engine.addBase(BASE)
@@ -395,7 +386,7 @@ describe("what is remembered", () => {
     const given = await world()
     await writeFile(given.home, "a file where the folder should be")
     const { sent } = await run(given, planOf(given))
-    assert.equal(sent.length, 4)
+    assert.equal(sent.length, 3)
   })
 })
 
@@ -407,8 +398,8 @@ describe("a layer", () => {
 
   test("holds the folders above its files as they are in the base, and as COPY makes them where they are not", async () => {
     const given = await world()
-    const [, , source] = planOf(given).layers
-    const layer = await readLayer(source ?? assert.fail(), facts)
+    const [, , bento] = planOf(given).layers
+    const layer = await readLayer(bento ?? assert.fail(), facts)
     assert.deepEqual(
       layer.entries.map((entry) => [
         entry.path,
@@ -418,6 +409,9 @@ describe("a layer", () => {
         ["home", [0o711, 3, 4]],
         ["home/bentoml", "folder"],
         ["home/bentoml/bento", "folder"],
+        ["home/bentoml/bento/README.md", "file"],
+        ["home/bentoml/bento/apis", "folder"],
+        ["home/bentoml/bento/apis/o.json", "file"],
         ["home/bentoml/bento/src", "folder"],
         ["home/bentoml/bento/src/service.ts", "file"],
       ],
@@ -436,7 +430,7 @@ describe("a layer", () => {
     })
     await symlink(`${long}/${long}.txt`, path.join(dir, "link"))
     const plan = {
-      cause: "source",
+      cause: "bento",
       name: "s",
       from: "s/",
       to: "/a/b/",
@@ -494,7 +488,7 @@ describe("the foundation", () => {
   test("is built once by the Dockerfile's upper half, labelled, and reused", async () => {
     const given = await world()
     const first = await run(given, planOf(given, [setup]))
-    await writeFile(path.join(given.dir, "src/service.ts"), "2")
+    await writeFile(path.join(given.dir, "bento/src/service.ts"), "2")
     const second = await run(given, planOf(given, [setup, { description: "another" }]))
     assert.equal(given.engine.builds.length, 1)
     const [build] = given.engine.builds

@@ -22,8 +22,8 @@ function planOf(files: readonly FileSource[]): ImagePlan {
   const plan = planImage(planOptions(bentoOf()))
   return {
     ...plan,
-    dockerfile: { ...plan.dockerfile, runtime: copy, models: [], source: copy, metadata: copy },
-    layers: [{ cause: "source", name: "source", ...copy, files }],
+    dockerfile: { ...plan.dockerfile, runtime: copy, models: [], bento: copy },
+    layers: [{ cause: "bento", name: "source and metadata", ...copy, files }],
   }
 }
 

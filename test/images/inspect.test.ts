@@ -63,8 +63,7 @@ const assembled: Fake = {
     ['/bin/sh -c #(nop)  CMD ["bash"]', 0],
     ["bentoctl: runtime (ONNX Runtime 1.30.0, linux/amd64) in /opt/bentoctl/", 100, "runtime"],
     [`bentoctl: model clf:m1 in ${BENTO}/models/clf/m1/`, 10, "model"],
-    [`bentoctl: source in ${BENTO}/src/`, 0, "source"],
-    [`bentoctl: metadata in ${BENTO}/`, 2, "metadata"],
+    [`bentoctl: source and metadata in ${BENTO}/`, 2, "bento"],
     ["container config", 0],
   ],
   source: { "service.ts": "1", "old.ts": "1" },
@@ -79,8 +78,7 @@ const built: Fake = {
     ["COPY /home/bentoml/node_modules/ /home/bentoml/node_modules/ # buildkit", 20, "packages"],
     ["COPY runtime/ /opt/bentoctl/ # buildkit", 100, "runtime2"],
     [`COPY /models/ ${BENTO}/models/clf/m1/ # buildkit`, 10, "model2"],
-    [`COPY src/ ${BENTO}/src/ # buildkit`, 1, "source2"],
-    [`COPY bento/ ${BENTO}/ # buildkit`, 2, "metadata2"],
+    [`COPY bento/ ${BENTO}/ # buildkit`, 2, "bento2"],
     [`WORKDIR ${BENTO}`, 0, "workdir"],
     ["USER 1034:1034", 0],
   ],
@@ -99,8 +97,7 @@ describe("an image of a Bento", () => {
       ["base", "base", 1000],
       ["runtime", "runtime", 100],
       ["model", "model", 10],
-      ["source", "source", 0],
-      ["metadata", "metadata", 2],
+      ["bento", "bento", 2],
     ])
     assert.deepEqual(await causes("built"), [
       ["base", "base", 1000],
@@ -108,8 +105,7 @@ describe("an image of a Bento", () => {
       ["packages", "packages", 20],
       ["runtime", "runtime2", 100],
       ["model", "model2", 10],
-      ["source", "source2", 1],
-      ["metadata", "metadata2", 2],
+      ["bento", "bento2", 2],
       ["step", "workdir", 0],
     ])
   })
@@ -159,8 +155,7 @@ describe("two images", () => {
         ...assembled.history.slice(0, 3),
         [`bentoctl: model more:m2 in ${BENTO}/models/more/m2/`, 500, "more"],
         [`bentoctl: model clf:m1 in ${BENTO}/models/clf/m1/`, 10, "model"],
-        [`bentoctl: source in ${BENTO}/src/`, 3, "source3"],
-        [`bentoctl: metadata in ${BENTO}/`, 2, "metadata3"],
+        [`bentoctl: source and metadata in ${BENTO}/`, 5, "bento3"],
       ],
       source: { "service.ts": "2", "new.ts": "1" },
     }
@@ -185,7 +180,7 @@ describe("two images", () => {
     )
     assert.deepEqual(
       diff.layers.filter(({ isFetched }) => isFetched).map(({ digest }) => digest),
-      ["more", "source3", "metadata3"],
+      ["more", "bento3"],
     )
     assert.equal(diff.fetchBytes, 505)
   })

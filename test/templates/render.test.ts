@@ -26,8 +26,7 @@ const PLAIN: OwnDockerfileVars = {
   buildEnv: false,
   runtime: { from: "runtime/", to: "/opt/x/" },
   models: [],
-  source: { from: "src/", to: "/x/src/" },
-  metadata: { from: "bento/", to: "/x/" },
+  bento: { from: "bento/", to: "/x/" },
   config: {
     env: [],
     workingDir: "/x",
@@ -110,7 +109,6 @@ describe("a rendered Dockerfile", () => {
             ...(given.setupScript === "first" ? ["RUN"] : []),
             "COPY",
             ...(given.cuda === null ? [] : ["COPY"]),
-            "COPY",
             "COPY",
             "COPY",
             ...(given.setupScript === "last" ? ["RUN"] : []),
