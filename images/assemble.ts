@@ -581,7 +581,7 @@ function layerFile(index: number): string {
 
 /** Passes chunks on, and tells of each, with how many bytes came so far. */
 async function* watched(
-  chunks: AsyncIterable<Uint8Array>,
+  chunks: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
   see: (chunk: Uint8Array, bytes: number) => void,
 ): AsyncGenerator<Uint8Array> {
   let bytes = 0

@@ -1,8 +1,7 @@
 /** A project folder → a Bento in the store: the walk of `bentoctl build`. */
 import { constants } from "node:fs"
-import { chmod, lstat, mkdir, open, readFile, realpath, symlink, writeFile } from "node:fs/promises"
+import { lstat, mkdir, open, readFile, realpath, symlink, writeFile } from "node:fs/promises"
 import path from "node:path"
-import { pipeline } from "node:stream/promises"
 import { stringify } from "yaml"
 import { BentoError } from "../store/errors.ts"
 import { BENTO_YAML, PREPARED_DIR } from "../store/layout.ts"
@@ -14,6 +13,7 @@ import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts
 import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
 import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
+import type { ModelWithFacts, RuntimeFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
 import {
   BENTOFILE,
@@ -26,7 +26,7 @@ import {
 } from "./plan.ts"
 import type { ImagePlan, Platform } from "./plan.ts"
 import { bentoModelOf, describeProject, openProject } from "./project.ts"
-import type { Project, ProjectModel, ProjectOptions } from "./project.ts"
+import type { Project, ProjectOptions } from "./project.ts"
 import type { Description } from "./describe.ts"
 import { walkContext } from "./walk.ts"
 import type { Walk } from "./walk.ts"
@@ -56,7 +56,9 @@ export interface BuiltBento {
   /** What is prepared for its server, by file name. */
   readonly prepared: Readonly<Record<string, string>>
   /** With their folders in the store. */
-  readonly models: readonly ProjectModel[]
+  readonly models: readonly ModelWithFacts[]
+  /** The server's, for the platform of the plan. */
+  readonly runtime: { readonly platform: Platform; readonly facts: RuntimeFacts }
   /** Where it is, or with `dryRun` would be. */
   readonly dir: string
   /** What a user may want to know: files that were left out, and why. */
@@ -140,7 +142,8 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     bento,
     openapi,
     prepared,
-    models: project.models,
+    models,
+    runtime: { platform, facts: runtime },
     dir,
     notes,
     files,
@@ -156,19 +159,22 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
       if (bentofile.path !== null)
         await copyFile(await realpath(bentofile.path), path.join(draft, "src", BENTOFILE), 0o644)
       await mkdir(path.join(draft, "env/docker"), { recursive: true })
-      if (template !== undefined) await write(draft, TEMPLATE_FILE, template)
       if (setupScript !== null) {
         const script = await realpath(path.join(contextDir, setupScript))
         await copyFile(script, path.join(draft, SETUP_FILE), 0o755)
       }
-      await write(draft, "env/docker/Dockerfile", dockerfile)
-      for (const [name, text] of Object.entries(packages?.found.files ?? {})) {
-        await write(draft, `${PACKAGES_DIR}/${name}`, text)
-      }
-      await write(draft, "README.md", await readmeOf(project, bento))
-      await write(draft, "apis/openapi.yaml", stringify(openapi, { aliasDuplicateObjects: false }))
-      for (const [name, text] of Object.entries(prepared)) await write(draft, `${PREPARED_DIR}/${name}`, text)
-      await write(draft, BENTO_YAML, formatBentoYaml(bento))
+      const below = (folder: string, texts: Readonly<Record<string, string>>): [string, string][] =>
+        Object.entries(texts).map(([name, text]) => [`${folder}/${name}`, text])
+      const texts: readonly (readonly [file: string, text: string])[] = [
+        ...(template === undefined ? [] : [[TEMPLATE_FILE, template] as const]),
+        ["env/docker/Dockerfile", dockerfile],
+        ...below(PACKAGES_DIR, packages?.found.files ?? {}),
+        ["README.md", await readmeOf(project, bento)],
+        ["apis/openapi.yaml", stringify(openapi, { aliasDuplicateObjects: false })],
+        ...below(PREPARED_DIR, prepared),
+        [BENTO_YAML, formatBentoYaml(bento)],
+      ]
+      await Promise.all(texts.map(([file, text]) => write(draft, file, text)))
       options.onWritten?.()
     },
     signal === undefined ? {} : { signal },
@@ -320,14 +326,25 @@ async function copySources({ entries }: Walk, into: string, signal: AbortSignal 
   }
 }
 
+const COPIED_AT_ONCE = 256 * 1024
+
 /** Copies bytes only, and never through a link that took the file's place meanwhile. */
 async function copyFile(from: string, to: string, mode: number): Promise<void> {
   const source = await open(from, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
   try {
     if (!(await source.stat()).isFile()) throw new BentoError("CONTEXT_ESCAPE", `${from} is no longer a file`)
     const target = await open(to, "wx", mode)
-    await pipeline(source.createReadStream({ autoClose: false }), target.createWriteStream())
-    await chmod(to, mode)
+    try {
+      const buffer = Buffer.allocUnsafe(COPIED_AT_ONCE)
+      for (;;) {
+        const { bytesRead } = await source.read(buffer)
+        if (bytesRead === 0) break
+        await target.writeFile(buffer.subarray(0, bytesRead))
+      }
+      await target.chmod(mode)
+    } finally {
+      await target.close()
+    }
   } finally {
     await source.close()
   }

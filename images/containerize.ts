@@ -15,6 +15,7 @@ import { openCache } from "./cache.ts"
 import { createContext, dockerfileOf } from "./context.ts"
 import { writeContext } from "./context-folder.ts"
 import { lockedPackages, openapiOf, preparedOf, runtimeFacts, withFacts } from "./facts.ts"
+import type { ModelFacts, RuntimeFacts } from "./facts.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
 import { readPackageFiles } from "./node-packages.ts"
@@ -39,7 +40,9 @@ export interface StoredBento {
   /** What it has prepared for its server, by file name. */
   readonly prepared: Readonly<Record<string, string>>
   readonly dir: string
-  readonly models: readonly { readonly model: Model; readonly dir: string }[]
+  readonly models: readonly { readonly model: Model; readonly dir: string; readonly facts?: ModelFacts }[]
+  /** Of the server for one platform, if it was just looked at. */
+  readonly runtime?: { readonly platform: Platform; readonly facts: RuntimeFacts }
   /** Settings of npm registries with their credentials, from the project too; by default only the user's own. */
   readonly npmrc?: string
 }
@@ -91,9 +94,14 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
   buildArgs: Readonly<Record<string, string>> | undefined
 }> {
   const { home, runtimeDir } = options
-  const { bento, openapi, prepared, dir, models, npmrc } = options.built ?? (await readBento(options))
+  const stored = options.built ?? (await readBento(options))
+  const { bento, openapi, prepared, dir, models, npmrc } = stored
   const { platform = defaultPlatform(bento.docker) } = options
   const cache = openCache(home)
+  const runtime =
+    stored.runtime?.platform === platform
+      ? stored.runtime.facts
+      : await runtimeFacts(runtimeDir, platform, cache)
   const plan = planImage({
     bento,
     dockerfileTemplate:
@@ -102,7 +110,7 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
     bentoDir: dir,
     models: await withFacts(models, cache),
     runtimeDir,
-    runtime: await runtimeFacts(runtimeDir, platform, cache),
+    runtime,
     openapi,
     prepared,
     locked:

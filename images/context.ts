@@ -178,21 +178,20 @@ async function readRuntime(from: string, to: string, platform: Platform): Promis
       (name) => name.endsWith(".js") || name === "package.json",
     ],
   ]
-  const entries: ContextEntry[] = []
-  const take = async (folder: string, into: string, names: readonly string[]): Promise<void> => {
-    for (const name of names) {
-      const file = path.join(folder, name)
-      entries.push(fileEntry(`${into}/${name}`, file, await stampedInfo(file)))
-    }
+  const take = async (folder: string, into: string, names: readonly string[]): Promise<ContextEntry[]> => {
+    const infos = await Promise.all(names.map((name) => stampedInfo(path.join(folder, name))))
+    return names.flatMap((name, index) => {
+      const info = infos[index]
+      return info === undefined ? [] : [fileEntry(`${into}/${name}`, path.join(folder, name), info)]
+    })
   }
-  await take(from, to, scripts)
-  for (const [folder, into, filter] of wanted) {
+  const packages = wanted.map(async ([folder, into, filter]) => {
     const names = await readdir(folder).catch((error: unknown) => {
       throw missing(`ONNX Runtime for ${platform} (${folder})`, error)
     })
-    await take(folder, `${to}/node_modules/${into}`, names.filter(filter))
-  }
-  return entries
+    return take(folder, `${to}/node_modules/${into}`, names.filter(filter))
+  })
+  return (await Promise.all([take(from, to, scripts), ...packages])).flat()
 }
 
 function stampedInfo(file: string): Promise<BigIntStats> {

@@ -54,12 +54,15 @@ export interface ModelWithFacts {
   readonly facts: ModelFacts
 }
 
+/** Models whose facts are known keep them. */
 export async function withFacts(
-  models: readonly { readonly model: Model; readonly dir: string }[],
+  models: readonly (Omit<ModelWithFacts, "facts"> & Partial<ModelWithFacts>)[],
   cache: Cache,
 ): Promise<ModelWithFacts[]> {
   return Promise.all(
-    models.map(async ({ model, dir }) => ({ model, dir, facts: await modelFacts(model, dir, cache) })),
+    models.map(async ({ model, dir, facts }) => {
+      return { model, dir, facts: facts ?? (await modelFacts(model, dir, cache)) }
+    }),
   )
 }
 

@@ -5,6 +5,8 @@
  * Whatever fails (no git, no repository, one that belongs to somebody else) means that there is nothing to tell.
  */
 import { execFile } from "node:child_process"
+import { existsSync } from "node:fs"
+import path from "node:path"
 import { promisify } from "node:util"
 import type { GitFacts } from "../store/bento.ts"
 
@@ -31,6 +33,7 @@ export async function readGit(folder: string, env: Env, signal?: AbortSignal): P
       return null
     }
   }
+  if (!mayHaveRepository(folder, env)) return null
   const keys = await git(["config", "--list", "--show-scope", "--name-only", "-z"])
   if (keys === null) return null
   const [status, url] = await Promise.all([
@@ -48,6 +51,13 @@ export async function readGit(folder: string, env: Env, signal?: AbortSignal): P
     isDirty: lines.some((line) => !line.startsWith("# ")),
     url: url === null ? null : publicUrl(url.replace(/\n$/, "")),
   }
+}
+
+/** A program takes longer to start than this takes to look. */
+function mayHaveRepository(folder: string, { GIT_DIR }: Env): boolean {
+  if (GIT_DIR !== undefined || existsSync(path.join(folder, ".git"))) return true
+  const above = path.dirname(folder)
+  return above !== folder && mayHaveRepository(above, {})
 }
 
 /**

@@ -6,11 +6,12 @@
  */
 import { createHash } from "node:crypto"
 import path from "node:path"
+import { buffer } from "node:stream/consumers"
 import type { Cache } from "./cache.ts"
 import { buffersInTurn, bytesOf, entryStamp, headerOf, readFiles, sorted, tarEntries } from "./context.ts"
 import type { ContextEntry } from "./context.ts"
 import type { LayerPlan } from "./plan.ts"
-import { tarBytes, tarChunks } from "./tar.ts"
+import { tarBytes, tarChunks, tarStream } from "./tar.ts"
 
 /** Owner and mode of a folder that is in the base image; null where the base has none. */
 export type FolderFact = { readonly mode: number; readonly uid: number; readonly gid: number } | null
@@ -21,17 +22,17 @@ export type FolderFacts = ReadonlyMap<string, FolderFact>
 export interface Layer extends Pick<LayerPlan, "cause" | "name" | "model"> {
   /** A line of `docker history`. */
   readonly createdBy: string
-  /** Bytes of the files. */
-  readonly contentBytes: number
   /** Sorted by path, relative to the root of the image. */
   readonly entries: readonly ContextEntry[]
+  /** All of it, where it is small: it is counted and sent, and reading it takes less time than remembering its digest is worth. */
+  readonly tar: Uint8Array | null
 }
 
-/** Below it, reading a layer takes less time than remembering its digest is worth. */
 const SMALL_BYTES = 1 << 20
+const HEAD_BYTES = 1 << 10
 
-export function isSmall(layer: Layer): boolean {
-  return layer.contentBytes < SMALL_BYTES
+export function isSmall({ tar }: Layer): boolean {
+  return tar !== null
 }
 
 export async function readLayer(plan: LayerPlan, folders: FolderFacts): Promise<Layer> {
@@ -39,13 +40,14 @@ export async function readLayer(plan: LayerPlan, folders: FolderFacts): Promise<
   const found = (await readFiles(plan.files)).flatMap((entry) => placed(entry, plan.from, target))
   // A folder that is in the base stays as it is, so the folders of the base come last.
   const entries = sorted([...found, ...foldersAbove(target, folders)])
+  const bytes = entries.reduce((sum, entry) => sum + HEAD_BYTES + (entry.kind === "file" ? entry.size : 0), 0)
   return {
     cause: plan.cause,
     name: plan.name,
     ...(plan.model === undefined ? {} : { model: plan.model }),
     createdBy: `bentoctl: ${plan.name} in ${plan.to}`,
-    contentBytes: entries.reduce((sum, entry) => sum + (entry.kind === "file" ? entry.size : 0), 0),
     entries,
+    tar: bytes < SMALL_BYTES ? await buffer(tarStream(tarEntries(entries))) : null,
   }
 }
 
@@ -73,14 +75,15 @@ function foldersAbove(target: string, folders: FolderFacts): ContextEntry[] {
  * The layer's tar, made anew at each call. A chunk of 256 KiB is good until eight more of them have been taken: a
  * reader that holds on to more of them at once must copy.
  */
-export function layerChunks(layer: Layer): AsyncGenerator<Uint8Array> {
+export function layerChunks(layer: Layer): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
+  if (layer.tar !== null) return [layer.tar]
   const buffers = buffersInTurn(10)
   return tarChunks(tarEntries(layer.entries, (entry) => bytesOf(entry, buffers)))
 }
 
 /** How long that tar is. */
-export function layerBytes(layer: Layer): Promise<number> {
-  return tarBytes(layer.entries.map(headerOf))
+export async function layerBytes(layer: Layer): Promise<number> {
+  return layer.tar?.length ?? tarBytes(layer.entries.map(headerOf))
 }
 
 /** Counts what flows through; `digest` is for the end. */

@@ -83,7 +83,10 @@ export async function readModels(spec: ServeSpec): Promise<SpecModel[]> {
   )
 }
 
-async function readModel({ tag, dir, manifest }: ServeModel, preparedDir: string | undefined): Promise<Model> {
+async function readModel(
+  { tag, dir, manifest }: ServeModel,
+  preparedDir: string | undefined,
+): Promise<Model> {
   if (manifest !== undefined) return JSON.parse(manifest) as Model // written by our own command line
   const file = path.join(dir, MODEL_YAML)
   const text = await readText(file, "MODEL_NOT_FOUND", `model ${tag} is not in ${dir}`)

@@ -177,7 +177,9 @@ function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse
   const copies = last.filter(({ name }) => name === "COPY" || name === "ADD")
   for (const place of needs.copied) {
     // A model lies below the Bento's folder, and copying it is not copying the Bento.
-    const isCopied = copies.some(({ text }) => text.split(/["\s]+/).some((to) => `${to.replace(/\/$/, "")}/` === place))
+    const isCopied = copies.some(({ text }) =>
+      text.split(/["\s]+/).some((to) => `${to.replace(/\/$/, "")}/` === place),
+    )
     need("SETUP_BENTO_COMPONENTS", isCopied, `copies nothing to ${place}`)
   }
   const user = last.findLast(({ name }) => name === "USER")?.text ?? ""

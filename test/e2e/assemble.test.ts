@@ -298,12 +298,7 @@ describe("an assembled image", { skip: unavailable }, () => {
       "bentofile.yaml": `models: [iris_sklearn, digits_sklearn]\nname: ${NAME}\n`,
     })
     const second = await make(await bentoOf(dir, "second"))
-    assert.deepEqual(second.layers, [
-      "runtime cached",
-      "model cached",
-      "model cached",
-      "source done",
-    ])
+    assert.deepEqual(second.layers, ["runtime cached", "model cached", "model cached", "source done"])
   })
 
   test("is made again without a load", async () => {

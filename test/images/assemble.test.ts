@@ -101,12 +101,7 @@ describe("assembling an image", () => {
     const given = await world()
     const { id, sent, events } = await run(given, planOf(given))
     assert.deepEqual(sent, ["layers/0.tar", "layers/1.tar", "layers/2.tar"])
-    assert.deepEqual(states(events), [
-      "runtime done",
-      "model done",
-      "source done",
-      "into done",
-    ])
+    assert.deepEqual(states(events), ["runtime done", "model done", "source done", "into done"])
     assert.equal(given.engine.tags.get("iris_classifier:latest"), id)
     assert.equal(given.engine.tags.get("iris_classifier:u2swufhfec6rgax4"), id)
     const config = given.engine.find(id)
