@@ -5,7 +5,7 @@
 import { formatTag } from "../store/tag.ts"
 import type { Model } from "../store/model.ts"
 import type { NamedValue } from "../templates/render.ts"
-import { loadImage, tagImage } from "./assemble.ts"
+import { askNeighbours, loadImage, tagImage } from "./assemble.ts"
 import type { Assembling } from "./assemble.ts"
 import type { BuildEvent, ImageInfo } from "./builder.ts"
 import { imageConfig, inherited, withLabels } from "./image-config.ts"
@@ -101,7 +101,7 @@ async function* loadModel(
       layers: [layer],
       base: base ?? null,
       platform,
-      replaced,
+      neighbours: askNeighbours(replaced, options),
       describe: (written) => {
         digest = written[0]?.digest ?? ""
         const labels: NamedValue[] = [
