@@ -1,6 +1,5 @@
 /** What the describing child process says of a user's service. */
 import type { DescribeResult, ServeSpec, ServiceInfo } from "../store/bento.ts"
-import { tensorSpecs } from "../store/model.ts"
 import {
   type SpecModel,
   findModel,
@@ -48,6 +47,8 @@ async function describeSpec(
     return describeService(service)
   }
   const models = await readModels(spec)
+  // It brings the YAML parser, which code does not need.
+  const { tensorSpecs } = await import("../store/model.ts")
   const known = new Map<string, Pick<SignatureSpec, "inputs" | "outputs">>()
   for (const model of models) {
     let loaded: Readonly<Record<string, SignatureSpec>> | undefined

@@ -80,7 +80,7 @@ const CLEAN: Record<string, string> = {
   "runtime/tensor.ts": `export type Tensor = number\n`,
   "templates/render.ts": `export {}\n`,
   "store/tag.ts": `export type Tag = string\n`,
-  "cli/main.ts": `import "../images/plan.ts"\nexport const home = process.env["HOME"]\nexport const now = Date.now()\n`,
+  "cli/program.ts": `import "../images/plan.ts"\nexport const home = process.env["HOME"]\nexport const now = Date.now()\n`,
 }
 
 interface Diagnostic {
