@@ -82,7 +82,7 @@ test("a second build takes its layers from the cache, and NDJSON ends in the ima
   assert.equal(events.at(-1)?.type, "built")
   const ends = events.filter((event) => event.type === "step" && event.state !== "started")
   const layers = ends.filter((event) => event.name?.startsWith("layer "))
-  assert.equal(layers.length, 4)
+  assert.equal(layers.length, 3)
   assert.deepEqual(
     layers.filter((event) => event.state !== "cached"),
     [],
