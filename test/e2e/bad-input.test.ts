@@ -1,6 +1,6 @@
 /** Bad input that only a real Docker Engine can answer, and the one that it cannot be made to: a full disk. */
 import assert from "node:assert/strict"
-import { mkdir, readdir, writeFile } from "node:fs/promises"
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises"
 import { createServer, type Server } from "node:http"
 import path from "node:path"
 import { after, before, describe, test } from "node:test"
@@ -64,6 +64,20 @@ test("a base image that is not to be had is named, with the two ways out", async
     /docker load|docker tag/,
   )
   await assertNoImage(tag)
+})
+
+test("a build that is refused at once leaves no process behind", async () => {
+  const mark = `mark-${process.pid}`
+  for (const args of [["--nonsense"], ["nowhere"], ["--dry-run", "--containerize"]]) {
+    const { code } = await bentoctl(["build", ...args], { ...env, BENTOCTL_TEST_MARK: mark })
+    assert.ok(code === 1 || code === 2, String(code))
+  }
+  await until("the processes to end", async () => {
+    const all = await Promise.all(
+      (await readdir("/proc")).map((name) => readFile(`/proc/${name}/environ`, "latin1").catch(() => "")),
+    )
+    return !all.some((environ) => environ.includes(mark))
+  })
 })
 
 describe("a RUN step that fails", () => {

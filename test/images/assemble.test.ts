@@ -150,6 +150,26 @@ describe("assembling an image", () => {
     assert.equal(given.engine.loads.length, 3)
   })
 
+  test("breaks off the load that it began, when the engine turns out to have it all or the base cannot be read", async () => {
+    const given = await world()
+    const { engine } = given
+    await run(given, planOf(given))
+    const begun: (AbortSignal | undefined)[] = []
+    const load = engine.load.bind(engine)
+    engine.load = (archive, options) => {
+      begun.push(options.signal)
+      return load(archive, options)
+    }
+    assert.deepEqual((await run(given, planOf(given))).sent, [])
+    engine.readPaths = () => Promise.reject(new Error("no"))
+    await assert.rejects(run({ ...given, home: fresh() }, planOf(given)), CannotAssemble)
+    assert.deepEqual(
+      begun.map((signal) => signal?.aborted),
+      [true, true],
+    )
+    assert.equal(engine.loads.length, 1)
+  })
+
   test("of a model that no image holds reads the bytes once, while they are sent", async () => {
     const given = await world()
     await run(given, planOf(given, [{}, { tag: { name: "other", version: "v9" } }], ["else:v1"]))

@@ -1,11 +1,12 @@
 /** Errors of user code are told with the user's own file and line; no stack of ours, no hang. */
 import assert from "node:assert/strict"
 import { spawn } from "node:child_process"
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises"
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import path from "node:path"
 import { after, describe, test } from "node:test"
 import type { DescribeResult, ServeSpec } from "../../store/bento.ts"
+import { parseModelYaml } from "../../store/model.ts"
 
 const program = path.resolve(import.meta.dirname, "../../runtime/serve.ts")
 const IRIS = path.resolve(
@@ -245,6 +246,23 @@ describe("a model in a service without code", () => {
     assert.deepEqual(
       result.service.apis.map((api) => [api.name, api.route, api.input.kind]),
       [["run", "/run", "tensors"]],
+    )
+  })
+
+  test("is described from the manifest that comes with it, without looking for it", async () => {
+    const file = path.join(IRIS, "model.yaml")
+    const manifest = JSON.stringify(parseModelYaml(await readFile(file, "utf8"), file))
+    const { result } = await describeSpec({
+      name: "iris",
+      version: null,
+      service: null,
+      srcDir: folder,
+      models: [{ tag: "iris_sklearn:mox5xxxfsccawax4", dir: path.join(folder, "nowhere"), manifest }],
+    })
+    assert.ok(result.ok)
+    assert.deepEqual(
+      result.service.apis.map((api) => [api.name, api.input.kind]),
+      [["run", "tensors"]],
     )
   })
 

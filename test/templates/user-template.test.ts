@@ -112,6 +112,16 @@ describe("docker.dockerfile_template", () => {
       /^my\.hbs:2: SETUP_BENTO_COMPONENTS copies nothing to \/opt\/bentoctl\//,
     ],
     [
+      "that copies a model, and what else lies in the Bento's folder not",
+      extend(
+        block(
+          "COMPONENTS",
+          'COPY ["runtime/", "/opt/bentoctl/"]\nCOPY models/iris/v1/ /home/bentoml/bento/models/iris/v1\nCOPY x /home/bentoml/bento/x',
+        ),
+      ),
+      /^my\.hbs:2: SETUP_BENTO_COMPONENTS copies nothing to \/home\/bentoml\/bento\/;/,
+    ],
+    [
       "that ends as root",
       extend(block("USER", "USER root")),
       /^my\.hbs:2: SETUP_BENTO_USER must end as a user with a number/,
