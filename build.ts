@@ -94,7 +94,7 @@ function importBuiltinsByFunction(file: string): void {
   if (text.startsWith("#!")) return
   const taken: string[] = []
   const rest = text.replace(
-    /^import (?:([\w$]+)|\* as ([\w$]+))?(?:, )?(?:(\{.*\}))? from "(?:node:)?([\w/]+)";\n/gm,
+    /^import (?:([\w$]+)|\* as ([\w$]+))?(?:, )?(?:(\{[^}]*\}))? from "(?:node:)?([\w/]+)";\n/gm,
     (
       statement,
       whole: string | undefined,
@@ -122,7 +122,7 @@ async function bundleCommandLine(): Promise<Metafile> {
     // What packages look for and do without: the CycloneDX library to write XML, which we do not, debug for colours.
     // They are no dependencies of ours, and whether they lie here by chance must not matter.
     external: ["xmlbuilder2", "supports-color"],
-    plugins: [withoutGrpcAndSsh(), compiledTemplates()],
+    plugins: [withoutUnused(), compiledTemplates()],
   })
   chmodSync(path.join(outdir, "main.js"), 0o755)
   // Each is read as a file: no part of the bundle.
@@ -131,13 +131,15 @@ async function bundleCommandLine(): Promise<Metafile> {
 }
 
 /**
- * Most of dockerode by time and size is gRPC, for sessions beside a build, and an SSH client with native parts. Neither
- * is ever called: images/docker.ts needs no sessions, and images/ssh.ts runs the user's own ssh.
+ * Most of dockerode by time and size is gRPC, for sessions beside a build, an SSH client with native parts, and a packer of
+ * folders. None is ever called: images/docker.ts needs no sessions, images/ssh.ts runs the user's own ssh, and
+ * images/tar.ts packs.
  */
-function withoutGrpcAndSsh(): Plugin {
-  const files = /[\\/](dockerode[\\/]lib[\\/](session|buildkit)|docker-modem[\\/]lib[\\/]ssh)\.js$/
+function withoutUnused(): Plugin {
+  const files =
+    /[\\/](dockerode[\\/]lib[\\/](session|buildkit)|docker-modem[\\/]lib[\\/]ssh|node_modules[\\/]tar-fs[\\/]index)\.js$/
   return {
-    name: "without-grpc-and-ssh",
+    name: "without-unused",
     setup(bundler) {
       bundler.onLoad({ filter: files }, ({ path: file }) => ({
         contents: `module.exports = () => { throw new Error("${path.basename(file)} is not in the bundle") }`,

@@ -116,7 +116,7 @@ export function imageCommand(project: Readonly<Record<string, string>>): readonl
   const context = path.join(scratch(), "context")
   bentoctl(["containerize", tag, "--output-dir", context], { BENTOML_HOME: home ?? "" })
   const bento = path.join(context, "bento")
-  for (const name of ["src", "models"]) renameSync(path.join(context, name), path.join(bento, name))
+  renameSync(path.join(context, "models"), path.join(bento, "models"))
   const entry = path.join(context, "runtime/entrypoint.js")
   return [process.execPath, ...NODE_FLAGS, entry, "serve", "--bento", bento, "--port", "{port}"]
 }

@@ -1,4 +1,4 @@
-/** What a command may know of the world. `main.ts` makes the real one; tests make theirs on PassThrough streams. */
+/** What a command may know of the world. `program.ts` makes the real one; tests make theirs on PassThrough streams. */
 import path from "node:path"
 import type { BaseContext } from "clipanion"
 import type { Describer } from "../images/describe.ts"

@@ -79,7 +79,7 @@ function makeContext(): Context {
   }
 }
 
-/** Our package, whether this is `cli/main.ts` of a checkout or `dist/cli/main.js` of what npm installed. */
+/** Our package, whether this is a file of `cli/` in a checkout or of `dist/cli/` in what npm installed. */
 function packageRoot(): { dir: string; manifest: { version: string; bugs?: { url: string } } } {
   let dir = import.meta.dirname
   while (!existsSync(path.join(dir, "package.json")) && dir !== path.dirname(dir)) dir = path.dirname(dir)

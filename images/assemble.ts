@@ -68,7 +68,8 @@ export const BENTO_LABEL = "bentoctl.bento"
 /** Makes the image of a plan and gives it its names. Ends with its id. */
 export async function* assemble(plan: ImagePlan, options: Assembling): AsyncGenerator<BuildEvent, string> {
   const foundation = yield* ensureFoundation(plan, options)
-  const begun = beginLoad(options)
+  // Elsewhere another connection, which ssh logs in for, may take longer than what it saves.
+  const begun = (await options.engine.ping(options.signal)).isLocal ? beginLoad(options) : undefined
   const neighbours = askNeighbours(plan.tags, options)
   let imageId: string
   try {
@@ -89,7 +90,7 @@ export async function* assemble(plan: ImagePlan, options: Assembling): AsyncGene
       begun,
     )
   } finally {
-    begun.end()
+    begun?.end()
   }
   // Last of all: whatever breaks before leaves an image that no name leads to.
   options.signal?.throwIfAborted()
@@ -293,7 +294,7 @@ export function askNeighbours(names: readonly string[], { engine, signal }: Asse
   const replaced = asked.then((found) => found.filter((image) => image !== null))
   let listed: Promise<readonly ImageSummary[]> | undefined
   const others = (): Promise<readonly ImageSummary[]> => (listed ??= engine.list(BENTO_LABEL, signal))
-  const lookFurther = replaced.then((images) => (images.length === 0 ? others() : []))
+  const lookFurther = replaced.then((images) => (names.length > 0 && images.length === 0 ? others() : []))
   lookFurther.catch(() => {}) // told where it is awaited
   return { replaced, others }
 }
@@ -304,6 +305,8 @@ interface BegunLoad {
   readonly send: (entries: AsyncIterable<TarEntry>) => ReturnType<ImageEngine["load"]>
   /** Breaks it off, unless it has ended. */
   readonly end: () => void
+  /** Whether it failed before there was anything to send, as where somebody between cuts off a connection that idles. */
+  readonly isBroken: () => boolean
 }
 
 /**
@@ -321,8 +324,10 @@ function beginLoad({ engine, signal }: Assembling): BegunLoad {
   }
   const progress = engine.load(tarStream(entries()), { signal: either })
   const first = progress.next()
-  first.catch(() => {}) // told by `send`, if that is called
+  let isBroken = false
+  first.catch(() => void (isBroken = true)) // told by `send`, if that is called
   return {
+    isBroken: () => isBroken,
     async *send(given) {
       rest.resolve(given)
       for (let next = await first; next.done !== true; next = await progress.next()) yield next.value
@@ -536,9 +541,10 @@ async function* send(
   known: readonly (string | null)[],
   present: number,
   options: Assembling,
-  begun: BegunLoad = beginLoad(options),
+  given?: BegunLoad,
 ): AsyncGenerator<BuildEvent, string> {
   const { cache, clock } = options
+  const begun = given === undefined || given.isBroken() ? beginLoad(options) : given
   const { layers } = job
   const events = new Channel<BuildEvent>()
   let end: ArchiveEnd | undefined

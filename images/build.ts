@@ -12,7 +12,7 @@ import { openBentoStore } from "../store/store.ts"
 import { checkName, checkVersion, formatTag, makeVersion } from "../store/tag.ts"
 import type { Note } from "../store/tag.ts"
 import { openCache } from "./cache.ts"
-import { lockedPackages, runtimeFacts, withFacts } from "./facts.ts"
+import { lockedPackages, runtimeFacts, sourceBytesOf, withFacts } from "./facts.ts"
 import type { ModelWithFacts, RuntimeFacts } from "./facts.ts"
 import { readGit } from "./git.ts"
 import {
@@ -57,6 +57,8 @@ export interface BuiltBento {
   readonly prepared: Readonly<Record<string, string>>
   /** With their folders in the store. */
   readonly models: readonly ModelWithFacts[]
+  /** See `sourceBytesOf`. */
+  readonly sourceBytes: number
   /** The server's, for the platform of the plan. */
   readonly runtime: { readonly platform: Platform; readonly facts: RuntimeFacts }
   /** Where it is, or with `dryRun` would be. */
@@ -76,7 +78,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   // It takes a while, like the description.
   const asked = readGit(opened.contextDir, options.env, options.signal)
   asked.catch(() => {}) // told where it is awaited
-  // Templates take a while to load, and a child process is about to be waited for.
+  // It takes a while to load, and a child process is about to be waited for.
   const meanwhile = (): void => {
     import("./context.ts").catch(() => {}) // told below
     options.meanwhile?.()
@@ -120,6 +122,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
       file === null ? undefined : readFile(path.join(contextDir, file), "utf8"),
     ),
   )
+  const sourceBytes = sourceBytesOf(walk.entries)
   const plan = planImage({
     bento,
     dockerfileTemplate: template,
@@ -130,6 +133,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     runtime,
     openapi,
     prepared,
+    sourceBytes,
     locked: lockedPackages(packages?.found.files ?? {}),
     baseImage: options.baseImage,
     platform,
@@ -143,6 +147,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
     openapi,
     prepared,
     models,
+    sourceBytes,
     runtime: { platform, facts: runtime },
     dir,
     notes,
@@ -174,7 +179,9 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
         ...below(PREPARED_DIR, prepared),
         [BENTO_YAML, formatBentoYaml(bento)],
       ]
-      await Promise.all(texts.map(([file, text]) => write(draft, file, text)))
+      // All have ended when this ends: whoever removes a broken draft must not meet one that still writes.
+      const written = await Promise.allSettled(texts.map(([file, text]) => write(draft, file, text)))
+      for (const result of written) if (result.status === "rejected") throw result.reason
       options.onWritten?.()
     },
     signal === undefined ? {} : { signal },

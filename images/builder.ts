@@ -74,6 +74,8 @@ export interface EngineInfo {
   readonly apiVersion: string
   readonly os: string
   readonly arch: string
+  /** Whether it is reached by a socket of this machine. */
+  readonly isLocal: boolean
   /**
    * How it keeps images: `layers` as they were unpacked, an image known by its config; or `blobs` as registries have
    * them, an image known by its manifest (containerd's image store).

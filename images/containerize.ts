@@ -14,7 +14,7 @@ import type { BuilderName, BuildEvent, ImageEngine, StepOptions } from "./builde
 import { openCache } from "./cache.ts"
 import { createContext, dockerfileOf } from "./context.ts"
 import { writeContext } from "./context-folder.ts"
-import { lockedPackages, openapiOf, preparedOf, runtimeFacts, withFacts } from "./facts.ts"
+import { lockedPackages, openapiOf, preparedOf, runtimeFacts, storedSourceBytes, withFacts } from "./facts.ts"
 import type { ModelFacts, RuntimeFacts } from "./facts.ts"
 import { ensureModelImage, modelImage } from "./model-image.ts"
 import type { StoredModel } from "./model-image.ts"
@@ -41,6 +41,8 @@ export interface StoredBento {
   readonly prepared: Readonly<Record<string, string>>
   readonly dir: string
   readonly models: readonly { readonly model: Model; readonly dir: string; readonly facts?: ModelFacts }[]
+  /** See `sourceBytesOf`, if it is known. */
+  readonly sourceBytes?: number
   /** Of the server for one platform, if it was just looked at. */
   readonly runtime?: { readonly platform: Platform; readonly facts: RuntimeFacts }
   /** Settings of npm registries with their credentials, from the project too; by default only the user's own. */
@@ -111,6 +113,7 @@ async function planWithModels(options: PlanContainerOptions): Promise<{
     models: await withFacts(models, cache),
     runtimeDir,
     runtime,
+    sourceBytes: stored.sourceBytes ?? (await storedSourceBytes(dir)),
     openapi,
     prepared,
     locked:

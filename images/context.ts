@@ -123,7 +123,13 @@ async function read(source: FileSource): Promise<ContextEntry[]> {
   }
 }
 
-async function readTree(from: string, to: string, except: readonly string[] = []): Promise<ContextEntry[]> {
+/** `root`: the folder that links stay in, where it is not `to` itself. */
+async function readTree(
+  from: string,
+  to: string,
+  except: readonly string[] = [],
+  root = to,
+): Promise<ContextEntry[]> {
   const entries: ContextEntry[] = []
   for (const child of await readdir(from, { withFileTypes: true })) {
     if (except.includes(child.name)) continue
@@ -135,9 +141,9 @@ async function readTree(from: string, to: string, except: readonly string[] = []
       )
     }
     if (child.isDirectory()) {
-      entries.push({ kind: "folder", path: name }, ...(await readTree(file, name)))
+      entries.push({ kind: "folder", path: name }, ...(await readTree(file, name, [], root)))
     } else if (child.isSymbolicLink()) {
-      entries.push({ kind: "link", path: name, target: insideTarget(name, await readlink(file)) })
+      entries.push({ kind: "link", path: name, target: insideTarget(root, name, await readlink(file)) })
     } else if (child.isFile()) {
       entries.push(fileEntry(name, file, await stampedInfo(file)))
     } else {
@@ -148,8 +154,7 @@ async function readTree(from: string, to: string, except: readonly string[] = []
 }
 
 /** Links in a Bento are relative and stay inside; a foreign one may not. */
-function insideTarget(name: string, target: string): string {
-  const root = name.split("/")[0] ?? ""
+function insideTarget(root: string, name: string, target: string): string {
   const resolved = path.posix.normalize(path.posix.join(path.posix.dirname(name), target))
   if (!path.posix.isAbsolute(target) && (resolved === root || resolved.startsWith(`${root}/`))) return target
   throw new BentoError("CONTEXT_ESCAPE", `the link ${name} leaves its folder: it leads to ${target}`)

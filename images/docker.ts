@@ -126,6 +126,7 @@ class DockerBuilder implements ImageEngine {
       apiVersion: ApiVersion,
       os: Os,
       arch: Arch,
+      isLocal: this.#connection.kind === "socket",
       ...howImagesAreKept(version, info),
     }
   }

@@ -14,6 +14,7 @@ import { compareText, formatTag } from "../store/tag.ts"
 import type { Cache } from "./cache.ts"
 import { buffersInTurn, bytesOf, entryStamp, readFiles } from "./context.ts"
 import type { ContextEntry } from "./context.ts"
+import { BENTOFILE } from "./plan.ts"
 import type { Platform } from "./plan.ts"
 import { onnxruntimePackages, runtimeVersions } from "./runtime-bundle.ts"
 import type { NpmPackage } from "./runtime-bundle.ts"
@@ -102,6 +103,20 @@ export async function runtimeFacts(
       (await digests(binaries)).map((file) => ({ ...file, path: file.path.slice("runtime/".length) })),
     ),
   }
+}
+
+/** About what these files and links take in a layer, which is a function of the Bento alone. */
+export function sourceBytesOf(entries: readonly { readonly path: string; readonly size?: number }[]): number {
+  const taken = entries.filter(({ path: name }) => name !== BENTOFILE)
+  return taken.reduce((sum, { size = 0 }) => sum + size + 1024, 0)
+}
+
+/** The same, of a Bento in the store. */
+export async function storedSourceBytes(bentoDir: string): Promise<number> {
+  const entries = await readFiles([
+    { kind: "tree", from: path.join(bentoDir, "src"), to: "src", except: [BENTOFILE] },
+  ])
+  return sourceBytesOf(entries.filter(({ kind }) => kind !== "folder"))
 }
 
 /** What the service of a Bento in the store says of its APIs; null for a Bento that does not tell. */

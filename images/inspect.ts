@@ -152,7 +152,11 @@ function causeOf(createdBy: string): Pick<LayerReport, "cause" | "name"> {
   const [, model, version] = /^\/home\/bentoml\/bento\/models\/([^/]+)\/([^/]+)\/$/.exec(target) ?? []
   if (model !== undefined) return { cause: "model", name: `model ${model}:${version}` }
   if (target.startsWith(`${RUNTIME_PATH}/`)) return { cause: "runtime", name: name ?? "runtime" }
-  if (target === `${BENTO_PATH}/`) return { cause: "bento", name: "source and metadata" }
+  if (target === `${BENTO_PATH}/src/`) return { cause: "source", name: "source" }
+  if (target === `${BENTO_PATH}/`) {
+    const isAll = name === undefined ? createdBy.startsWith("COPY bento/ ") : name.startsWith("source")
+    return { cause: "bento", name: isAll ? "source and metadata" : "metadata" }
+  }
   if (target.endsWith("/node_modules/")) return { cause: "packages", name: "npm packages" }
   return { cause: "step", name: oneLine(createdBy) }
 }
@@ -205,8 +209,9 @@ export async function diffImages(
       .filter((layer) => layer.cause === cause && (cause !== "step" || layer.sizeBytes > 0))
       .map(({ digest, name }) => digest ?? name)
       .join(" ")
+  const sourceLayer = (report: ImageReport): string => of(report, "source") || of(report, "bento")
   const sources = await Promise.all(
-    of(before, "bento") === of(after, "bento")
+    sourceLayer(before) === sourceLayer(after)
       ? []
       : [before, after].map((report) => sourceFiles(report, engine, signal)),
   )

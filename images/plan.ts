@@ -88,7 +88,7 @@ export const MODELS_LABEL = "bentoctl.models"
 
 /** Files that one layer of the image is made of. */
 export interface LayerPlan extends CopiedFolder {
-  readonly cause: "runtime" | "model" | "bento"
+  readonly cause: "runtime" | "model" | "source" | "bento"
   /** For people: what is in it. */
   readonly name: string
   /** The tag of the model. */
@@ -131,6 +131,8 @@ export interface PlanOptions {
   readonly openapi: JsonObject | null
   /** What the Bento has prepared for its server, by file name. */
   readonly prepared: Readonly<Record<string, string>>
+  /** About what the sources take in a layer: see `sourceBytesOf`. */
+  readonly sourceBytes: number
   /** What the lock file of the service's packages holds. */
   readonly locked: readonly NpmPackage[]
   readonly platform?: Platform | undefined
@@ -223,6 +225,7 @@ export function planImage(options: PlanOptions): ImagePlan {
       buildEnv: runs && buildEnv.length > 0,
       runtime: one("runtime"),
       models: only("model"),
+      source: only("source")[0] ?? null,
       bento: one("bento"),
       config: {
         ...ourConfig(nodeOf(distro)),
@@ -299,11 +302,28 @@ function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
   }
 }
 
+/** Sources above it have a layer of their own: where they did not change, nobody sends or fetches them again. */
+const LARGE_SOURCE_BYTES = 1 << 19
+
 /** By rate of change: what changes least lies at the bottom. */
 function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): LayerPlan[] {
   const { bento, bentoDir, models, runtimeDir } = options
   const served = withoutBuildValues(bento)
   const bentoYaml = formatBentoYaml(served)
+  // Each layer costs the engine a process of its own: a third of what a rebuild asks of it.
+  const isSourceLarge = options.sourceBytes > LARGE_SOURCE_BYTES
+  const metadata = isSourceLarge ? "metadata" : "bento"
+  const sourceLayer: LayerPlan = {
+    cause: "source",
+    name: "source",
+    from: "bento/src/",
+    to: `${BENTO_PATH}/src/`,
+    files: [
+      { kind: "folder", to: "bento/src" },
+      // What bentofile.yaml says is in bento.yaml; itself it may hold build-time values.
+      { kind: "tree", from: path.join(bentoDir, "src"), to: "bento/src", except: [BENTOFILE] },
+    ],
+  }
   // A model that is listed under two aliases is one layer.
   const byTag = new Map(
     models.map(({ model, dir }) => [formatTag(model.tag), { tag: model.tag, dir }] as const),
@@ -327,28 +347,31 @@ function layersOf(options: PlanOptions, platform: Platform, parts: SbomParts): L
         files: [{ kind: "tree" as const, from: dir, to }],
       }
     }),
+    ...(isSourceLarge ? [sourceLayer] : []),
     {
-      // Every build changes both, and each layer costs the engine a process: a third of what a rebuild asks of it.
       cause: "bento",
-      name: "source and metadata",
-      from: "bento/",
+      name: isSourceLarge ? "metadata" : "source and metadata",
+      from: `${metadata}/`,
       to: `${BENTO_PATH}/`,
       files: [
-        { kind: "folder", to: "bento/src" },
-        // What bentofile.yaml says is in bento.yaml; itself it may hold build-time values.
-        { kind: "tree", from: path.join(bentoDir, "src"), to: "bento/src", except: [BENTOFILE] },
-        { kind: "text", to: "bento/bento.yaml", text: bentoYaml },
-        { kind: "file", from: path.join(bentoDir, "README.md"), to: "bento/README.md", executable: false },
-        { kind: "tree", from: path.join(bentoDir, "apis"), to: "bento/apis" },
-        ...preparedFiles(options, bentoYaml),
-        { kind: "sbom", to: `bento/${SBOM_FILE}`, parts },
+        ...(isSourceLarge ? [] : sourceLayer.files),
+        { kind: "text", to: `${metadata}/bento.yaml`, text: bentoYaml },
+        {
+          kind: "file",
+          from: path.join(bentoDir, "README.md"),
+          to: `${metadata}/README.md`,
+          executable: false,
+        },
+        { kind: "tree", from: path.join(bentoDir, "apis"), to: `${metadata}/apis` },
+        ...preparedFiles(options, bentoYaml, metadata),
+        { kind: "sbom", to: `${metadata}/${SBOM_FILE}`, parts },
       ],
     },
   ]
 }
 
 /** What the Bento has prepared, and its manifests as JSON, which are for the version of the server that is beside them. */
-function preparedFiles({ models, prepared }: PlanOptions, bentoYaml: string): FileSource[] {
+function preparedFiles({ models, prepared }: PlanOptions, bentoYaml: string, into: string): FileSource[] {
   // As it is read, and not as whoever has just built it holds it: those may differ in the order of keys.
   const bento = parseBentoYaml(bentoYaml, "bento.yaml")
   const manifests = [
@@ -360,7 +383,7 @@ function preparedFiles({ models, prepared }: PlanOptions, bentoYaml: string): Fi
   ]
   const files = new Map(Object.entries(prepared))
   for (const { name, text } of manifests) if (text !== null) files.set(name, text)
-  return [...files].map(([name, text]) => ({ kind: "text", to: `bento/${PREPARED_DIR}/${name}`, text }))
+  return [...files].map(([name, text]) => ({ kind: "text", to: `${into}/${PREPARED_DIR}/${name}`, text }))
 }
 
 function sbomParts(

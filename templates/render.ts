@@ -36,6 +36,8 @@ export interface DockerfileVars {
   // What only adds files, one layer each.
   readonly runtime: CopiedFolder
   readonly models: readonly CopiedFolder[]
+  /** The sources, where they are not in `bento`. */
+  readonly source: CopiedFolder | null
   readonly bento: CopiedFolder
   readonly config: ContainerConfig
 }

@@ -2,6 +2,7 @@
  * A Dockerfile template of the user's: it extends ours and overrides named blocks. What it may hold is checked on its
  * syntax tree before it runs; that the result still does what an image needs, on the instructions that came out.
  */
+import path from "node:path"
 import Handlebars from "handlebars"
 import { compileTemplate, parseTemplate } from "./compile.ts"
 import { TemplateError } from "./helpers.ts"
@@ -45,8 +46,8 @@ export function renderUserDockerfile(
     if (!(error instanceof TemplateError) || error.cause instanceof QuoteError) throw error
     throw new TemplateError(file, error.line, error.message, error)
   }
-  const { runtime, models, bento } = vars
-  const copied = [runtime, ...models, bento].map(({ to }) => to)
+  const { runtime, models, source, bento } = vars
+  const copied = [runtime, ...models, ...(source === null ? [] : [source]), bento].map(({ to }) => to)
   checkNeeds(dockerfile, blocks, { env: vars.env, copied }, refuse)
   return dockerfile
 }
@@ -176,10 +177,7 @@ function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse
   for (const { name } of needs.env) need("SETUP_BENTO_ENVARS", set.has(name), `does not set ${name}`)
   const copies = last.filter(({ name }) => name === "COPY" || name === "ADD")
   for (const place of needs.copied) {
-    // A model lies below the Bento's folder, and copying it is not copying the Bento.
-    const isCopied = copies.some(({ text }) =>
-      text.split(/["\s]+/).some((to) => `${to.replace(/\/$/, "")}/` === place),
-    )
+    const isCopied = copies.some(({ text }) => destinationOf(text) === place)
     need("SETUP_BENTO_COMPONENTS", isCopied, `copies nothing to ${place}`)
   }
   const user = last.findLast(({ name }) => name === "USER")?.text ?? ""
@@ -191,6 +189,12 @@ function checkNeeds(dockerfile: string, blocks: Overridden, needs: Needs, refuse
     entry.startsWith("["),
     'has no ENTRYPOINT of the form ["program", "argument"]',
   )
+}
+
+/** Where COPY and ADD put things, with a slash at its end: the last word of both their forms. */
+function destinationOf(text: string): string {
+  const word = /("[^"]*"|'[^']*'|[^\s"'[\],]+)\s*\]?\s*$/.exec(text)?.[1] ?? ""
+  return path.posix.normalize(`${word.replace(/^["']|["']$/g, "")}/`)
 }
 
 /** Instructions without comments, their lines joined. */

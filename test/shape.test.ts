@@ -1,8 +1,8 @@
 /** The shape of what is shipped: what the bundles are made of, and what the npm package holds. */
 import assert from "node:assert/strict"
 import { execFileSync } from "node:child_process"
-import { readFileSync, statSync } from "node:fs"
-import { builtinModules } from "node:module"
+import { globSync, readFileSync, statSync } from "node:fs"
+import { builtinModules, isBuiltin } from "node:module"
 import path from "node:path"
 import { test } from "node:test"
 
@@ -30,23 +30,16 @@ const BUNDLED = {
     "@balena/dockerignore",
     "@cyclonedx/cyclonedx-library",
     "b4a",
-    "bl",
-    "chownr",
     "clipanion",
     "debug",
     "docker-modem",
     "dockerode",
-    "end-of-stream",
     "events-universal",
     "fast-fifo",
-    "fs-constants",
     "handlebars",
     "ignore",
     "inherits",
-    "mkdirp-classic",
     "ms",
-    "once",
-    "pump",
     "readable-stream",
     "safe-buffer",
     "source-map",
@@ -58,7 +51,6 @@ const BUNDLED = {
     "text-decoder",
     "typanion",
     "util-deprecate",
-    "wrappy",
     "yaml",
     "zod",
   ],
@@ -116,6 +108,16 @@ for (const name of ["cli", "image"] as const) {
   })
 }
 
+test("no chunk imports a module of Node's: that would read all that is in it", () => {
+  for (const file of globSync("dist/{cli,image}/*.js", { cwd: root })) {
+    const text = readFileSync(path.join(root, file), "utf8")
+    const isRun = text.startsWith("#!") || file.endsWith("/install-packages.js")
+    const imported = [...text.matchAll(/^import [^;]*? from "([^"]+)";/gm)].map(([, name = ""]) => name)
+    const builtins = imported.filter((name) => isBuiltin(name) && name !== "node:module")
+    assert.deepEqual(isRun ? [] : builtins, [], file)
+  }
+})
+
 test("the server's bundle stays below 2 MB", () => {
   const bytes = Object.values(metafiles.image.outputs).reduce((sum, output) => sum + output.bytes, 0)
   assert.ok(bytes < 2e6, `${bytes} bytes`)
@@ -130,7 +132,7 @@ test("the command line's file links nothing of ours before it has looked at Node
   )
 })
 
-test("the npm package holds the command line, the server, templates and types, and no sources or tests", () => {
+test("the npm package holds the command line, the server and types, and no sources or tests", () => {
   const [packed] = JSON.parse(
     execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: root, encoding: "utf8" }),
   ) as {

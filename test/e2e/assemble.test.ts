@@ -161,10 +161,11 @@ describe(
       await assertEqualBothWays(await exampleOf("iris", "iris_clf"))
     })
 
-    test("a Bento with a set-up script, variables, labels, two models and links", async () => {
+    test("a Bento with a set-up script, variables, labels, two models, links, and sources that have a layer of their own", async () => {
       const dir = await project({
         "bentofile.yaml": [
           "models: [iris_sklearn, digits_sklearn]",
+          'include: ["*"]',
           "labels: {owner: 'team \"a\"', empty: ''}",
           "envs: [{name: ALL, value: a b}, {name: SERVING, value: $HOME, stage: runtime}, {name: T, value: s3cr3t, stage: build}]",
           "docker: {setup_script: setup.sh, env: {NODE_ENV: mine, PATH: /here}}",
@@ -172,6 +173,7 @@ describe(
         "setup.sh":
           "#!/bin/sh\nset -eu\nPATH=/usr/bin:/bin\nchmod 0711 /home\nmkdir -p /home/bentoml /opt/tool\nchown 7:8 /home/bentoml\ntouch -d @0 /opt/tool/x\n",
         "a b/ü.txt": "x",
+        "large.txt": LARGE,
       })
       await assertEqualBothWays(await bentoOf(dir, "setup"))
     })
@@ -206,6 +208,9 @@ describe(
     })
   },
 )
+
+/** More than sources have without a layer of their own. */
+const LARGE = "0123456789abcdef".repeat(40_000)
 
 describe("an assembled image", { skip: unavailable }, () => {
   let bento: Tag
@@ -270,9 +275,17 @@ describe("an assembled image", { skip: unavailable }, () => {
     )
   })
 
-  test("has the same id whether it is made with its Bento or later from the store", async () => {
+  for (const sources of [{}, { "large.txt": LARGE }]) {
+    const what = "large.txt" in sources ? ", with sources in a layer of their own" : ""
+    test(`has the same id whether it is made with its Bento or later from the store${what}`, () =>
+      assertSameLater(sources))
+  }
+
+  async function assertSameLater(sources: Readonly<Record<string, string>>): Promise<void> {
     const dir = await project({
+      ...sources,
       "bentofile.yaml": [
+        'include: ["*"]',
         "models: [{tag: 'iris_sklearn:latest', alias: a}]",
         'description: |\n  # Ü "x"\n\n  more',
         "labels: {z: '1', a: 'x y'}",
@@ -290,7 +303,10 @@ describe("an assembled image", { skip: unavailable }, () => {
     ]
     const { image } = JSON.parse(now.stdout) as { image: { image_id: string } }
     assert.equal((JSON.parse(later.stdout) as { image_id: string }).image_id, image.image_id)
-  })
+    const history = await docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image.image_id)
+    assert.equal(/^bentoctl: source in /m.test(history), "large.txt" in sources)
+    await bentoctl(["delete", "--yes", `${name}:1`], env)
+  }
 
   test("sends nothing of a model that an image of another Bento holds", async () => {
     const dir = await project({
@@ -301,7 +317,7 @@ describe("an assembled image", { skip: unavailable }, () => {
     assert.deepEqual(second.layers, ["runtime cached", "model cached", "model cached", "source done"])
   })
 
-  test("is made again without a load", async () => {
+  test("is made again, and nothing is sent", async () => {
     const again = await make(bento, { suffix: "again" })
     assert.deepEqual([again.id, again.layers.filter((layer) => !layer.endsWith("cached"))], [first.id, []])
   })

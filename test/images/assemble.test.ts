@@ -62,7 +62,7 @@ function planOf({ dir }: World, options: Parameters<typeof bentoOf> = [], models
   const bento = bentoOf(...options)
   const given = { ...bento, models: listed.map(({ model }) => ({ ...model, alias: undefined })) }
   const plan = planImage(planOptions(given as never, { baseImage: BASE, models: listed }))
-  const folders = { runtime: "runtime", bento: "bento", model: "model" }
+  const folders = { runtime: "runtime", source: "src", bento: "bento", model: "model" }
   const layers = plan.layers.map((layer): LayerPlan => {
     const to = layer.from.replace(/\/$/, "")
     return { ...layer, files: [{ kind: "tree", from: path.join(dir, folders[layer.cause]), to }] }
@@ -168,6 +168,27 @@ describe("assembling an image", () => {
       [true, true],
     )
     assert.equal(engine.loads.length, 1)
+  })
+
+  test("begins the load anew when the one that it began was cut off while it idled", async () => {
+    const given = await world()
+    const { engine } = given
+    const load = engine.load.bind(engine)
+    let loads = 0
+    engine.load = async function* cutOff(archive, options) {
+      if (loads++ === 0) throw new Error("the connection was reset")
+      yield* load(archive, options)
+    }
+    const { sent } = await run(given, planOf(given))
+    assert.deepEqual([sent.length, loads], [3, 2])
+  })
+
+  test("begins no load early with an engine of another machine", async () => {
+    const given = await world()
+    await run(given, planOf(given))
+    given.engine.info = { ...given.engine.info, isLocal: false }
+    given.engine.load = () => assert.fail("there is nothing to send")
+    assert.deepEqual((await run(given, planOf(given))).sent, [])
   })
 
   test("of a model that no image holds reads the bytes once, while they are sent", async () => {

@@ -552,17 +552,17 @@ describe("a folder of the store that another tool wrote is taken only as plain f
     [
       "a link out of it",
       (dir) => symlink("/etc/passwd", path.join(dir, "x")),
-      /the link src\/x leaves its folder/,
+      /the link bento\/src\/x leaves its folder/,
     ],
     [
       "a link above it",
       (dir) => symlink("../../x", path.join(dir, "x")),
-      /the link src\/x leaves its folder/,
+      /the link bento\/src\/x leaves its folder/,
     ],
     [
       "a link that goes up where it seems to go down",
       (dir) => symlink("a/../../x", path.join(dir, "x")),
-      /the link src\/x leaves its folder/,
+      /the link bento\/src\/x leaves its folder/,
     ],
     ["a named pipe", (dir) => execFileSync("mkfifo", [path.join(dir, "x")]), /x is neither a file nor/],
     [
@@ -578,8 +578,8 @@ describe("a folder of the store that another tool wrote is taken only as plain f
       await mkdir(dir)
       await writeFile(path.join(dir, "y"), "")
       await symlink("y", path.join(dir, "z"))
-      const read = () => readFiles([{ kind: "tree", from: dir, to: "src" }])
-      assert.equal((await read()).length, 3)
+      const read = () => readFiles([{ kind: "tree", from: dir, to: "bento/src" }])
+      assert.equal((await read()).length, 4)
       await spoil(dir)
       await assert.rejects(read(), (error) => error instanceof BentoError && reason.test(error.message))
     })

@@ -168,14 +168,22 @@ describe("a build context", () => {
   })
 
   test("refuses a link of a foreign Bento that leaves its folder", async () => {
-    for (const [index, target] of ["/etc/passwd", "../../x", "../models"].entries()) {
+    for (const [index, target] of ["/etc/passwd", "../../x", "../models", "../bento.yaml"].entries()) {
       const from = path.join(folder, `foreign${index}`)
-      await mkdir(from)
-      await symlink(target, path.join(from, "leak"))
-      await assert.rejects(
-        createContext(planOf([{ kind: "tree", from, to: "src" }])),
-        (error) => error instanceof BentoError && error.code === "CONTEXT_ESCAPE",
-      )
+      await writeFiles(from, { "src/deep/x": "" })
+      for (const name of ["leak", "deep/leak"]) {
+        const link = path.join(from, "src", name)
+        await symlink(name === "leak" ? target : target.replace("..", "../.."), link)
+        const { layers } = planImage(planOptions(bentoOf(), { bentoDir: from }))
+        const sources = layers.at(-1)?.files.filter((file) => file.kind === "tree" && file.to === "bento/src")
+        assert.equal(sources?.length, 1)
+        await assert.rejects(
+          createContext(planOf(sources ?? [])),
+          (error) => error instanceof BentoError && error.code === "CONTEXT_ESCAPE",
+          `${name} → ${target}`,
+        )
+        await rm(link)
+      }
     }
   })
 

@@ -127,6 +127,7 @@ describe("the engine", () => {
       apiVersion: "1.41",
       os: "linux",
       arch: "amd64",
+      isLocal: true,
       store: "layers",
       noPartialLoads: null,
     })

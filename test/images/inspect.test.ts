@@ -110,6 +110,37 @@ describe("an image of a Bento", () => {
     ])
   })
 
+  test("has its sources in a layer of their own where they are large, and that alone tells whether they changed", async () => {
+    const lines = [
+      [`bentoctl: source in ${BENTO}/src/`, `bentoctl: metadata in ${BENTO}/`],
+      [`COPY bento/src/ ${BENTO}/src/ # buildkit`, `COPY metadata/ ${BENTO}/ # buildkit`],
+    ] as const
+    for (const [source, metadata] of lines) {
+      const image = (digest: string): Fake => ({
+        labels,
+        history: [
+          ["ADD base", 1000, "base"],
+          ["USER 0:0", 0],
+          [source, 9, "source"],
+          [metadata, 2, digest],
+        ],
+        source: { "service.ts": digest },
+      })
+      const engine = engineOf({ before: image("one"), after: image("two") })
+      const { layers } = await inspectImage("before", engine)
+      assert.deepEqual(
+        layers.slice(1).map(({ cause, name }) => [cause, name]),
+        [
+          ["source", "source"],
+          ["bento", "metadata"],
+        ],
+      )
+      const diff = await diffImages(["before", "after"], engine)
+      assert.deepEqual(diff.source, [], "it does not even look")
+      assert.equal(diff.fetchBytes, 2)
+    }
+  })
+
   test("has layers without digests where the history does not say which lines made them", async () => {
     const odd = { ...assembled, history: [...assembled.history, ["COPY x /x", 0] as const] }
     const { layers } = await inspectImage("odd", engineOf({ odd }))

@@ -58,6 +58,7 @@ export class MemoryEngine implements ImageEngine {
     apiVersion: "1",
     os: "linux",
     arch: "amd64",
+    isLocal: true,
     store: "layers",
     noPartialLoads: null,
   }

@@ -39,6 +39,7 @@ describe("the Dockerfile of each decision equals its golden file", () => {
       bento({ setupScript: "setup.sh" }, { envs: [{ name: "PIP_TOKEN", value: "x", stage: "build" }] }),
       { setupScript: '#!/bin/sh\nls "$BENTO_PATH"\n' },
     ),
+    "large-sources": options(bento(), { sourceBytes: 600_000 }),
     packages: options(bento({}, { node: { manager: "pnpm", version: "10.34.9", settings: {} } })),
     env: options(
       bento(

@@ -161,6 +161,7 @@ export function planOptions(given: Bento, more: Partial<PlanOptions> = {}): Plan
     runtime: { version: "0.1.0", onnxruntimeVersion: "1.30.0", bundled: [], installed: [], binaries: [] },
     openapi: null,
     prepared: {},
+    sourceBytes: 0,
     locked: [],
     ...more,
   }

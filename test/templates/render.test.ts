@@ -26,6 +26,7 @@ const PLAIN: OwnDockerfileVars = {
   buildEnv: false,
   runtime: { from: "runtime/", to: "/opt/x/" },
   models: [],
+  source: null,
   bento: { from: "bento/", to: "/x/" },
   config: {
     env: [],

@@ -50,6 +50,17 @@ describe("docker.dockerfile_template", () => {
     assert.match(text, /LABEL "a"="node:24-bookworm-slim"\n$/)
   })
 
+  for (const copy of [
+    "COPY bento/ /home/bentoml/bento",
+    "COPY --chown=0:0 bento/ '/home/bentoml/bento/.'",
+    'COPY ["bento/","/home/bentoml/bento/"]',
+  ]) {
+    test(`may copy the Bento itself: ${copy}`, async () => {
+      const copies = `COPY runtime/ /opt/bentoctl\nCOPY models/ /home/bentoml/bento/models/iris/v1\n${copy}`
+      assert.ok((await render(extend(block("COMPONENTS", copies)))).includes(copy))
+    })
+  }
+
   const refused: readonly (readonly [what: string, text: string, message: RegExp])[] = [
     [
       "that does not extend ours",
@@ -116,7 +127,7 @@ describe("docker.dockerfile_template", () => {
       extend(
         block(
           "COMPONENTS",
-          'COPY ["runtime/", "/opt/bentoctl/"]\nCOPY models/iris/v1/ /home/bentoml/bento/models/iris/v1\nCOPY x /home/bentoml/bento/x',
+          'COPY ["runtime/", "/opt/bentoctl/"]\nCOPY models/iris/v1/ /home/bentoml/bento/models/iris/v1\nCOPY x /home/bentoml/bento/x\nCOPY --from=a /home/bentoml/bento/ /b/',
         ),
       ),
       /^my\.hbs:2: SETUP_BENTO_COMPONENTS copies nothing to \/home\/bentoml\/bento\/;/,
