@@ -138,6 +138,10 @@ export class BuildCommand extends ImageCommand {
         if (this.containerize) this.#warm = warmUp(context)
         this.#warm?.catch(() => {}) // told when it is used
       },
+      // Not before: to answer, the engine starts four programs.
+      onDescribed: () => {
+        this.#warm?.then((engine) => engine.ping(context.signal)).catch(() => {}) // whoever needs the answer asks again
+      },
       onWritten: () => {
         if (this.containerize) import("../images/sbom.ts").catch(() => {}) // told when it is used
       },

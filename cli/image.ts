@@ -57,15 +57,13 @@ export async function makeImage(
   return showBuild(context, request, (common) => containerize({ ...options, ...common }), warm)
 }
 
-/** Loads what an image build will need, and asks the engine what it is; for when there is nothing else to do. */
+/** Loads what an image build will need; for when there is nothing else to do. */
 export async function warmUp(context: Context): Promise<ImageEngine> {
   const [{ createDockerBuilder }] = await Promise.all([
     import("../images/docker.ts"),
     import("../images/containerize.ts"),
   ])
-  const engine = createDockerBuilder(context.env)
-  engine.ping(context.signal).catch(() => {}) // whoever needs the answer asks again
-  return engine
+  return createDockerBuilder(context.env)
 }
 
 /** What every way to make an image is given. */

@@ -45,6 +45,8 @@ export interface BuildBentoOptions extends ProjectOptions {
   readonly platform?: Platform | undefined
   /** Checks and plans everything, and writes nothing. */
   readonly dryRun?: boolean | undefined
+  /** Called when the service is described, and its process gone. */
+  readonly onDescribed?: (() => void) | undefined
   /** Called when there is time for something else, while the disk takes the Bento. */
   readonly onWritten?: (() => void) | undefined
 }
@@ -85,6 +87,7 @@ export async function buildBento(options: BuildBentoOptions): Promise<BuiltBento
   }
   const described = await describeProject(asBento(opened, options.name), { ...options, meanwhile })
   const { description } = described
+  options.onDescribed?.()
   const project = { ...described.project, bentofile: opened.bentofile }
   const { contextDir, bentofile, service, packages } = project
   const found = await walkContext(contextDir, {
