@@ -171,7 +171,7 @@ export const ourTemplate = (handlebars, name) => handlebars.template(compiled[na
 
 /** The server of the image. */
 async function bundleServer(): Promise<Metafile> {
-  const entries = ["index", "serve", "worker", "http-worker", "entrypoint", "healthcheck"]
+  const entries = ["index", "serve", "describer", "worker", "http-worker", "entrypoint", "healthcheck"]
   const metafile = await bundle({
     entryPoints: entries.map((name) => `runtime/${name}.ts`),
     outdir: path.join(staging, "image"),

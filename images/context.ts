@@ -14,6 +14,7 @@ import { BentoError, BuildError } from "../store/errors.ts"
 import { compareText } from "../store/tag.ts"
 import { TemplateError, renderDockerfile, shellAssignments } from "../templates/render.ts"
 import type { Dockerfile, DockerfilePart } from "../templates/render.ts"
+import { DESCRIBER } from "./describe.ts"
 import type { FileSource, ImagePlan, Platform } from "./plan.ts"
 import { onnxruntimePackages } from "./runtime-bundle.ts"
 import { tarStream } from "./tar.ts"
@@ -167,7 +168,9 @@ async function readRuntime(from: string, to: string, platform: Platform): Promis
   const bundle = await readdir(from).catch((error: unknown) => {
     throw missing(`the runtime bundle (${from})`, error)
   })
-  const scripts = bundle.filter((name) => name.endsWith(".js") || name === "package.json")
+  const scripts = bundle.filter(
+    (name) => (name.endsWith(".js") && name !== DESCRIBER) || name === "package.json",
+  )
   if (!scripts.includes("serve.js")) throw missing(`the runtime bundle (${from}/serve.js)`)
   const [{ dir: node }, { dir: common }] = onnxruntimePackages(from)
   const binaries = `bin/napi-v6/linux/${platform === "linux/amd64" ? "x64" : "arm64"}`

@@ -37,6 +37,9 @@ export interface Description {
   readonly prepared: Readonly<Record<string, string>>
 }
 
+/** Of the runtime bundle: what runs it. No image needs it. */
+export const DESCRIBER = "describer.js"
+
 /** No service has a description this long; a module that writes to file descriptor 3 might. */
 const MAX_RESULT_BYTES = 64 * 1024 * 1024
 
@@ -125,13 +128,13 @@ export interface Describer {
 /** Throws RUNTIME_MISSING. Who starts one stops it, or gives it to `describeService`. */
 export function startDescriber(options: Pick<DescribeOptions, "runtimeDir" | "nodePath" | "env">): Describer {
   const { runtimeDir, nodePath, env } = options
-  const entry = path.join(runtimeDir, "serve.js")
+  const entry = path.join(runtimeDir, DESCRIBER)
   if (!existsSync(entry)) {
     throw new BentoError("RUNTIME_MISSING", `the runtime bundle is not built: ${entry} does not exist`)
   }
   // Node calls taking types away by a function experimental, though not when it does so itself.
   const flags = ["--disable-warning=ExperimentalWarning"]
-  const child = spawn(nodePath, [...flags, entry, "--describe", "--spec", "-"], {
+  const child = spawn(nodePath, [...flags, entry], {
     env: { ...env, ...compileCache(), ORT_DISABLE_TELEMETRY: "1" },
     stdio: ["pipe", "pipe", "pipe", "pipe"],
     // A group of its own: what the user's module starts is ended with it.

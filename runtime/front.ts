@@ -3,7 +3,6 @@
  * serves; in each of several (http-worker.ts) where `api_server.workers` says so.
  */
 import type { Server } from "node:http"
-import { registerHooks } from "node:module"
 import type { ServeSpec } from "../store/bento.ts"
 import { BentoError, ERROR_CODES, type ErrorCode } from "../store/errors.ts"
 import type { AccessLog } from "./access-log.ts"
@@ -146,15 +145,6 @@ export function appService(spec: ServeSpec, { apis, runners, describe }: LoadedS
     version: spec.version,
     ...(spec.description === undefined ? {} : { description: spec.description }),
   }
-}
-
-/** `import … from "bentoctl/runtime"` in a user's module is this very program's index, wherever the module lies. */
-export function resolveOwnRuntime(): void {
-  const index = new URL(import.meta.url.endsWith(".ts") ? "./index.ts" : "./index.js", import.meta.url).href
-  registerHooks({
-    resolve: (specifier, context, next) =>
-      specifier === "bentoctl/runtime" ? { url: index, shortCircuit: true } : next(specifier, context),
-  })
 }
 
 /** Sixteen hexadecimal digits, as BentoML's: eight of the process or thread, eight that count. */

@@ -4,7 +4,7 @@
  */
 import { randomBytes } from "node:crypto"
 import { parentPort, workerData } from "node:worker_threads"
-import type { Clock } from "./batcher.ts"
+import { clock } from "./clock.ts"
 import {
   accessLogOf,
   appService,
@@ -13,7 +13,6 @@ import {
   loadService,
   metricsOptions,
   requestIds,
-  resolveOwnRuntime,
 } from "./front.ts"
 import {
   type FromHttpThread,
@@ -25,6 +24,7 @@ import {
 import { listen } from "./http.ts"
 import { createLog, errorFields } from "./log.ts"
 import { Metrics } from "./metrics.ts"
+import { resolveOwnRuntime } from "./own-runtime.ts"
 import { RemoteRunners } from "./runner-bridge.ts"
 
 if (parentPort === null) throw new Error("http-worker.ts runs as a worker thread")
@@ -41,13 +41,6 @@ const {
   cell,
 } = workerData as HttpThreadSettings
 
-const clock: Clock = {
-  now: () => performance.now(),
-  setTimer(callback, ms) {
-    const timer = setTimeout(callback, ms)
-    return () => clearTimeout(timer)
-  },
-}
 const log = createLog({
   write: (line) => process.stderr.write(line),
   now: () => new Date(),

@@ -3,7 +3,6 @@
  *
  *   serve.js [--spec JSON | --bento DIR] [--models-dir DIR] [--packages-dir DIR] [--port N] [--host H]    serves
  *   serve.js --print-config …             prints how it would be configured
- *   serve.js --describe --spec JSON|-     imports the service, writes a DescribeResult to descriptor 3
  *   serve.js --check-model FILE           loads the model, writes a CheckResult to descriptor 3
  *   serve.js --check-examples JSON        runs a model's examples, writes an ExamplesResult to descriptor 3
  *   serve.js --self-test [-o json] …      runs the examples of all models and prints what came of it
@@ -13,10 +12,11 @@ import { readFileSync, writeSync } from "node:fs"
 import { readFile } from "node:fs/promises"
 import path from "node:path"
 import { parseArgs } from "node:util"
-import type { DescribeResult, ExamplesRequest, ExamplesResult, ServeSpec } from "../store/bento.ts"
+import type { ExamplesRequest, ExamplesResult, ServeSpec } from "../store/bento.ts"
 import { BentoError } from "../store/errors.ts"
 import { MODEL_YAML } from "../store/layout.ts"
 import { type LoadedConfig, checkRunnerNames, formatConfig, loadConfig, runnerConfig } from "./config.ts"
+import { clock } from "./clock.ts"
 import { providersFor } from "./cuda.ts"
 import { exit } from "./exit.ts"
 import {
@@ -28,24 +28,19 @@ import {
   loadService,
   metricsOptions,
   requestIds,
-  resolveOwnRuntime,
 } from "./front.ts"
 import { HttpThreadFailed, HttpThreads } from "./http-threads.ts"
 import { findPort, listen, portInUse } from "./http.ts"
 import { type SpecModel, readBentoSpec, readModels } from "./load.ts"
-import { locate } from "./locate.ts"
 import { createLog, errorFields } from "./log.ts"
 import { Metrics } from "./metrics.ts"
+import { resolveOwnRuntime } from "./own-runtime.ts"
+import { NO_METRICS, plainRunner } from "./plain-runner.ts"
 import { otherListenerOf } from "./ports.ts"
-import { loadTypeStripper, watchImports } from "./prepared.ts"
 import {
-  type Clock,
   DEFAULT_RUNNER_CONFIG,
-  type LoadedModelInfo,
   type ModelRunner,
   type RunnerConfig,
-  type RunnerMetrics,
-  type SignatureSpec,
   checkModel,
   createRunner,
 } from "./runner.ts"
@@ -61,13 +56,6 @@ process.env["ORT_DISABLE_TELEMETRY"] = "1"
 process.getBuiltinModule("node:v8").setFlagsFromString("--no-allocation-site-pretenuring")
 
 const { env } = process
-const clock: Clock = {
-  now: () => performance.now(),
-  setTimer(callback, ms) {
-    const timer = setTimeout(callback, ms)
-    return () => clearTimeout(timer)
-  },
-}
 const logFormat = env["BENTOCTL_LOG_FORMAT"] === "json" ? "json" : "text"
 const log = createLog({
   write: (line) => process.stderr.write(line),
@@ -85,7 +73,6 @@ const OPTIONS = {
   "api-workers": { type: "string" },
   timeout: { type: "string" },
   "print-config": { type: "boolean" },
-  describe: { type: "boolean" },
   "check-model": { type: "string" },
   "check-examples": { type: "string" },
   "self-test": { type: "boolean" },
@@ -118,7 +105,6 @@ async function main(args: readonly string[]): Promise<void> {
   resolveOwnRuntime()
   if (flags["check-model"] !== undefined) return report(await checkModel(flags["check-model"], clock))
   if (flags["check-examples"] !== undefined) return checkExamples(flags["check-examples"])
-  if (flags.describe === true) return describeMode(flags)
   let spec: ServeSpec | undefined
   const onSpec = (read: ServeSpec): void => {
     spec = read
@@ -137,62 +123,6 @@ function report(result: { readonly ok: boolean }): never {
   exit(result.ok ? 0 : 1)
 }
 
-// ------------------------------------------------------------------------------------------------ describing
-
-async function describeMode(flags: Flags): Promise<void> {
-  // What the user's module prints is for people; the answer has its own descriptor.
-  process.stdout.write = process.stderr.write.bind(process.stderr)
-  const { describe } = await import("./describe.ts")
-  // Who asks for a description may not know yet of what: what it will need is loaded before the spec is waited for.
-  if (flags.spec === "-") loadTypeStripper()
-  const spec = await readSpec(flags)
-  process.chdir(spec.srcDir)
-  const imports = watchImports(spec.srcDir)
-  const [file] = spec.service?.split(":") ?? []
-  const onExit = (code: number): void => {
-    const message =
-      code === UNSETTLED
-        ? "the module never finishes loading: an await at its top level is never settled"
-        : `the module ended the process (exit ${code})`
-    const result: DescribeResult = { ok: false, message, ...(file === undefined ? {} : { file }) }
-    writeSync(3, JSON.stringify(result))
-    process.exitCode = 1
-  }
-  process.on("exit", onExit)
-  process.on("uncaughtException", (error) => {
-    process.removeListener("exit", onExit)
-    report({ ok: false, ...locate(error, spec) })
-  })
-  const result = await describe(spec, loadSignatures)
-  process.removeListener("exit", onExit)
-  const { files, prepared } = imports
-  const complete: DescribeResult = result.ok ? { ...result, files: files(), prepared: prepared() } : result
-  report(complete)
-}
-
-async function loadSignatures(model: SpecModel): Promise<Readonly<Record<string, SignatureSpec>>> {
-  const runner = plainRunner(model.name, model, DEFAULT_RUNNER_CONFIG)
-  try {
-    await runner.start()
-    return runner.signatures
-  } finally {
-    await runner.close()
-  }
-}
-
-/** A runner for a few calls: not warmed up, not counted. */
-function plainRunner(name: string, model: LoadedModelInfo, config: RunnerConfig): ModelRunner {
-  return createRunner({ name, model, config: { ...config, warmUp: false }, clock, log, metrics: NO_METRICS })
-}
-
-const NO_METRICS: RunnerMetrics = {
-  loaded: () => {},
-  batch: () => {},
-  queued: () => {},
-  refused: () => {},
-  restarted: () => {},
-}
-
 // ------------------------------------------------------------------------------------------------ self-test
 
 /** Examples of a model that is about to enter the store. */
@@ -204,7 +134,7 @@ async function checkExamples(json: string): Promise<never> {
   ])
   const file = path.join(request.dir, MODEL_YAML)
   const model = { model: parseModelYaml(await readText(file), file), dir: request.dir }
-  const runner = plainRunner(model.model.tag.name, model, DEFAULT_RUNNER_CONFIG)
+  const runner = plainRunner(model.model.tag.name, model, DEFAULT_RUNNER_CONFIG, log)
   try {
     return report(await test.checkExamples(request, { model, runner }))
   } catch (error) {
@@ -225,7 +155,12 @@ async function selfTest(flags: Flags, onSpec: (spec: ServeSpec) => void): Promis
   const providers = providersHere()
   const reports: ModelReport[] = []
   for (const model of await readModels(spec)) {
-    const runner = plainRunner(model.name, model, { ...runnerConfig(loaded.config, model.name), providers })
+    const runner = plainRunner(
+      model.name,
+      model,
+      { ...runnerConfig(loaded.config, model.name), providers },
+      log,
+    )
     reports.push(await test.testModel(model, runner, runner.start()))
     await runner.close()
   }

@@ -16,10 +16,10 @@ export async function temporaryFolder(): Promise<{ folder: string; remove: () =>
 }
 
 /**
- * A bundle whose `--describe` takes the exported object as it is, so that these tests need no build: what a service
+ * A bundle whose describer takes the exported object as it is, so that these tests need no build: what a service
  * is, is the runtime's matter.
  */
-const SERVE = `
+const DESCRIBER = `
 import { readFileSync, writeSync } from "node:fs"
 import path from "node:path"
 import { pathToFileURL } from "node:url"
@@ -55,7 +55,8 @@ export async function fakeRuntime(folder: string): Promise<string> {
   const dependencies = { "onnxruntime-node": "1.30.0" }
   const manifest = { version: "0.0.0", type: "module", dependencies, bundled: [] }
   await writeFile(path.join(runtimeDir, "package.json"), JSON.stringify(manifest))
-  await writeFile(path.join(runtimeDir, "serve.js"), SERVE)
+  await writeFile(path.join(runtimeDir, "describer.js"), DESCRIBER)
+  await writeFile(path.join(runtimeDir, "serve.js"), "")
   const image = 'import { createServer } from "node:http"\ncreateServer((_, r) => r.end("ok")).listen(3000)\n'
   await writeFile(path.join(runtimeDir, "entrypoint.js"), image)
   await writeFile(path.join(runtimeDir, "healthcheck.js"), "")

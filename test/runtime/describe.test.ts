@@ -8,7 +8,7 @@ import { after, describe, test } from "node:test"
 import type { DescribeResult, ServeSpec } from "../../store/bento.ts"
 import { parseModelYaml } from "../../store/model.ts"
 
-const program = path.resolve(import.meta.dirname, "../../runtime/serve.ts")
+const program = path.resolve(import.meta.dirname, "../../runtime/describer.ts")
 const IRIS = path.resolve(
   import.meta.dirname,
   "../fixtures/bentoml-home/models/iris_sklearn/mox5xxxfsccawax4",
@@ -22,7 +22,7 @@ interface Described {
   readonly result: DescribeResult
 }
 
-/** Runs `--describe` on a service file of this text. */
+/** Describes a service file of this text. */
 async function describeText(
   text: string,
   options: { files?: Record<string, string>; service?: string; packagesDir?: string } = {},
@@ -45,9 +45,10 @@ async function describeText(
 }
 
 async function describeSpec(spec: ServeSpec): Promise<Described> {
-  const child = spawn(process.execPath, [program, "--describe", "--spec", JSON.stringify(spec)], {
-    stdio: ["ignore", "pipe", "pipe", "pipe"],
+  const child = spawn(process.execPath, ["--disable-warning=ExperimentalWarning", program], {
+    stdio: ["pipe", "pipe", "pipe", "pipe"],
   })
+  child.stdin?.end(JSON.stringify(spec))
   let output = ""
   let answer = ""
   const [, stdout, stderr, results] = child.stdio

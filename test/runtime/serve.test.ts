@@ -284,11 +284,9 @@ describe("what a Bento has prepared", { skip }, () => {
       "service: service.ts:svc\nname: slow\nversion: v1\ncreation_time: '2026-11-21T09:46:13.571815+00:00'\nbentoctl:\n  version: 0.1.0\n",
     )
     const spec = { name: "slow", version: "v1", service: "service.ts:svc", srcDir: path.join(bento, "src") }
-    const describing = spawn(
-      process.execPath,
-      [bundle, "--describe", "--spec", JSON.stringify({ ...spec, models: [] })],
-      { stdio: ["ignore", "ignore", "ignore", "pipe"] },
-    )
+    const describer = path.join(path.dirname(bundle), "describer.js")
+    const describing = spawn(process.execPath, [describer], { stdio: ["pipe", "ignore", "ignore", "pipe"] })
+    describing.stdin?.end(JSON.stringify({ ...spec, models: [] }))
     let answer = ""
     describing.stdio[3]?.on("data", (chunk: Buffer) => (answer += chunk.toString()))
     await new Promise((resolve) => describing.on("close", resolve))
