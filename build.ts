@@ -87,7 +87,7 @@ async function bundle(options: Omit<BuildOptions, "metafile">): Promise<Metafile
 /**
  * An `import` of one of Node's own modules reads every property of it, also those that Node loads when they are first
  * read: for the sake of `http.WebSocket` `import "node:http"` loads all of fetch, which takes 30 ms. The function
- * reads nothing. An entry keeps its imports, as Node below 20.16, which it must be able to refuse, has no such function.
+ * reads nothing. Node below 20.16 has no such function, and main.js must be able to refuse it.
  */
 function importBuiltinsByFunction(file: string): void {
   const text = readFileSync(file, "utf8")

@@ -302,7 +302,10 @@ function ourConfig(node: string): Omit<ContainerConfig, "env" | "labels"> {
   }
 }
 
-/** Sources above it have a layer of their own: where they did not change, nobody sends or fetches them again. */
+/**
+ * Sources above it have a layer of their own: where they did not change, nobody sends or fetches them again. It is half of
+ * what a small layer may be (layers.ts), so that below it they are one with the metadata.
+ */
 const LARGE_SOURCE_BYTES = 1 << 19
 
 /** By rate of change: what changes least lies at the bottom. */

@@ -1,5 +1,5 @@
 /** The listening side of the app: Node's HTTP server with its time limits, and answers to what is no request. */
-import type { Server, ServerResponse } from "node:http"
+import { createServer, type Server, type ServerResponse, STATUS_CODES } from "node:http"
 import { Server as NetServer, type Socket } from "node:net"
 import type { Duplex } from "node:stream"
 import { type App, rawErrorResponse } from "./app.ts"
@@ -16,9 +16,6 @@ export interface HttpServerOptions {
   readonly receiveTimeoutMs: number
   readonly keepAliveTimeoutMs: number
 }
-
-// Not imported: that would read every member of the module, and some of them load Node's whole Fetch (20 ms).
-const { STATUS_CODES, createServer } = process.getBuiltinModule("node:http")
 
 /** The head of a request alone must be there after so long: a few hundred bytes need no more. */
 const MAX_HEADERS_TIMEOUT_MS = 15_000

@@ -150,6 +150,17 @@ describe("assembling an image", () => {
     assert.equal(given.engine.loads.length, 3)
   })
 
+  test("finds a layer though the likeliest images have it on another one", async () => {
+    const given = await world()
+    for (const name of ["a", "b", "c", "d", "e"]) {
+      await run(given, planOf(given, [{}, { tag: { name, version: "v1" } }], ["else:v1", "iris:v1"]))
+    }
+    await run(given, planOf(given))
+    const forgetful = { ...given, home: fresh() }
+    const last = planOf(given, [{}, { tag: { name: "last", version: "v1" } }])
+    assert.deepEqual((await run(forgetful, last)).sent, [])
+  })
+
   test("breaks off the load that it began, when the engine turns out to have it all or the base cannot be read", async () => {
     const given = await world()
     const { engine } = given
@@ -463,6 +474,7 @@ describe("a layer", () => {
       empty: "",
       "512": "y".repeat(512),
       "513": "y".repeat(513),
+      large: "z".repeat(1 << 20),
     })
     await symlink(`${long}/${long}.txt`, path.join(dir, "link"))
     const plan = {
@@ -473,6 +485,7 @@ describe("a layer", () => {
       files: [{ kind: "tree", from: dir, to: "s" }],
     } as const
     const layer = await readLayer(plan, new Map())
+    assert.equal(layer.tar, null)
     const tar = await buffer(tarStream(tarEntries(layer.entries)))
     assert.equal(await layerBytes(layer), tar.length)
     assert.equal(await countLayer(layer), `sha256:${createHash("sha256").update(tar).digest("hex")}`)

@@ -5,7 +5,7 @@ import path from "node:path"
 import { after, before, describe, test } from "node:test"
 import { buildBento, serveSpecOf, snakeCase } from "../../images/build.ts"
 import type { BuildBentoOptions } from "../../images/build.ts"
-import { containerize } from "../../images/containerize.ts"
+import { containerize, planContainer } from "../../images/containerize.ts"
 import { LoadRefused } from "../../images/builder.ts"
 import type { BuildEvent } from "../../images/builder.ts"
 import { BentoError } from "../../store/errors.ts"
@@ -200,6 +200,28 @@ docker: {setup_script: setup.sh}
     await assert.rejects(build(files, { version: "a b" }), failsWith("TAG_INVALID", /a b/))
   })
 })
+
+for (const [what, size, causes] of [
+  ["", 1000, ["runtime", "model", "bento"]],
+  [" with large sources", 600_000, ["runtime", "model", "source", "bento"]],
+] as const) {
+  test(`the image of a Bento${what} is planned alike by who has just built it and from the store, for each platform`, async () => {
+    const files = { "bentofile.yaml": `models: [iris_sklearn]\ninclude: ["*"]\n`, "a.txt": "x".repeat(size) }
+    const built = await build(files, { name: "alike" })
+    for (const platform of ["linux/amd64", "linux/arm64"] as const) {
+      const options = { ...given, bento: built.bento.tag, platform }
+      const [now, later] = [await planContainer({ ...options, built }), await planContainer(options)]
+      assert.deepEqual(now, later)
+      assert.deepEqual(
+        now.layers.map(({ cause }) => cause),
+        causes,
+      )
+      const binaries = now.sbom.runtime.binaries.map((file) => file.path)
+      assert.ok(binaries.every((file) => file.includes(platform === "linux/amd64" ? "/x64/" : "/arm64/")))
+      assert.ok(binaries.length > 0)
+    }
+  })
+}
 
 describe("a project that cannot be built leaves nothing behind and says why:", () => {
   const bentofile = "service: service.ts:svc\n"

@@ -222,6 +222,7 @@ describe("the runtime in a context", () => {
         ),
       )
       assert.ok(names.includes("runtime/serve.js"))
+      assert.ok(!names.includes("runtime/describer.js"), "no image needs it")
       assert.ok(names.includes("runtime/node_modules/onnxruntime-common/dist/cjs/package.json"))
       assert.deepEqual(
         names.filter((name) => /\.(map|ts|md)$|providers|win32|darwin/.test(name)),

@@ -42,6 +42,15 @@ async function repository(): Promise<{ dir: string; git: (...args: string[]) => 
 }
 
 describe("what git knows of a folder", { skip: unavailable }, () => {
+  test("is that of the repository that the environment names, wherever the folder lies", async () => {
+    const { dir, git } = await repository()
+    const elsewhere = path.join(folder, "elsewhere")
+    await mkdir(elsewhere)
+    assert.equal(await readGit(elsewhere, env), null)
+    const named = { ...env, GIT_DIR: path.join(dir, ".git"), GIT_WORK_TREE: dir }
+    assert.equal((await readGit(elsewhere, named))?.revision, git("rev-parse", "HEAD").trim())
+  })
+
   test("is its commit, and that nothing was changed since", async () => {
     const { dir, git } = await repository()
     await writeFile(path.join(dir, "ignored"), "x")

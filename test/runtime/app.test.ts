@@ -8,6 +8,7 @@ import { serviceWithoutCode } from "../../runtime/load.ts"
 import { FakeRunner, appFor } from "../fakes.ts"
 import { ManualClock, settled } from "./manual-clock.ts"
 import { RunnerWorld } from "./runner-world.ts"
+import { statusApi } from "./status-api.ts"
 
 const model = runner("fake")
 const svc = service({
@@ -49,15 +50,7 @@ const svc = service({
         return [ctx.requestId, ctx.request.header("X-Asked"), ctx.request.query("q"), ctx.request.path]
       },
     }),
-    api({
-      name: "status",
-      input: text(),
-      output: json(),
-      handler: (x, ctx) => {
-        ctx.response.status = Number(x)
-        return null
-      },
-    }),
+    statusApi,
     api({ name: "never", input: text(), output: text(), handler: () => new Promise<string>(() => {}) }),
   ],
 })

@@ -8,6 +8,7 @@ import { createHttpServer, listen } from "../../runtime/http.ts"
 import { ndarray, runner } from "../../runtime/index.ts"
 import { api, json, service, text } from "../../runtime/index.ts"
 import { FakeRunner, appFor, refuseToLoad } from "../fakes.ts"
+import { statusApi } from "./status-api.ts"
 
 const MAX_BODY = 1 << 20
 const servers: Server[] = []
@@ -48,15 +49,7 @@ const svc = service({
         return new Promise<string>(() => {})
       },
     }),
-    api({
-      name: "status",
-      input: text(),
-      output: json(),
-      handler: (x, ctx) => {
-        ctx.response.status = Number(x)
-        return null
-      },
-    }),
+    statusApi,
     api({
       name: "predict",
       input: ndarray({ dtype: "float32" }),
